@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"github.com/hashicorp/go-plugin/runner"
+	"golang.org/x/sys/unix"
+
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
+	"github.com/fuse-tcmur/fuse_tcmur/shared"
+)
+
+const (
+	hostStartTimeout = 10 * time.Second
+	// firstDonatedFD is the number that the first of exec.Cmd.ExtraFiles gets in the child.
+	firstDonatedFD = 3
+)
+
+// hostEnvironment lists the variables (a trailing * matches any rest) that reach a host. A handler and the libraries it
+// brings would otherwise see everything that the front was started with.
+var hostEnvironment = []string{
+	"PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CEPH_*", "GFAPI_*", "GLUSTER_*", "TCMUR_*",
+	"GOTRACEBACK", "ASAN_OPTIONS", "UBSAN_OPTIONS", "LSAN_OPTIONS",
+}
+
+// host is one running tcmur-host: its process, its control connection and its channel. It lives from startHost until
+// stop; what becomes of it in between is told by exited.
+type host struct {
+	rpc     hostpb.HostClient
+	channel *shared.Channel
+	log     hclog.Logger
+
+	client   *goplugin.Client
+	process  *processRunner
+	liveness *os.File // our end; its closing tells the host that the front does not need it any more
+
+	abandoned chan struct{} // closed once the process is dead and its requests have been ended
+	stopping  atomic.Bool   // stop was called: the end of the process is no accident
+	stopOnce  sync.Once
+}
+
+// startHost starts a host process and connects to it. The handler is not loaded yet. stop must be called in the end.
+func startHost(binary string, memory int64, log hclog.Logger) (*host, error) {
+	h := &host{log: log, abandoned: make(chan struct{})}
+	var err error
+	h.channel, err = shared.New(shared.Options{
+		Memory: memory,
+		Fault:  func(err error) { log.Error("host broke the protocol of the memory channel", "error", err) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("memory channel: %w", err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		h.channel.Close()
+		return nil, fmt.Errorf("liveness socket: %w", err)
+	}
+	h.liveness = os.NewFile(uintptr(pair[0]), "liveness")
+	theirs := os.NewFile(uintptr(pair[1]), "liveness-host")
+	err = h.connect(binary, theirs)
+	theirs.Close()
+	h.channel.CloseFiles()
+	if err != nil {
+		h.liveness.Close()
+		h.channel.Close()
+		return nil, err
+	}
+	go h.watch()
+	return h, nil
+}
+
+// connect starts the process through go-plugin and performs the handshake. On error no process is left.
+func (h *host) connect(binary string, liveness *os.File) error {
+	h.client = goplugin.NewClient(&goplugin.ClientConfig{
+		HandshakeConfig:  control.Handshake,
+		Plugins:          goplugin.PluginSet{control.Name: &control.Plugin{}},
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		AutoMTLS:         true,
+		SkipHostEnv:      true,
+		StartTimeout:     hostStartTimeout,
+		Logger:           h.log,
+		SyncStdout:       io.Discard,
+		SyncStderr:       io.Discard,
+		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: os.TempDir()},
+		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, _ string) (runner.Runner, error) {
+			submit, complete := h.channel.Files()
+			cmd := exec.Command(binary,
+				donated(control.FlagSubmitFD, 0), donated(control.FlagCompleteFD, 1), donated(control.FlagLivenessFD, 2))
+			cmd.Env = append(hostEnv(os.Environ()), spec.Env...)
+			cmd.ExtraFiles = []*os.File{submit, complete, liveness}
+			// A group of its own: ^C in the front's terminal is for the front to act on.
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+			r, err := newProcessRunner(cmd)
+			h.process = r
+			return r, err
+		},
+	})
+	connection, err := h.client.Client()
+	if err == nil {
+		var rpc any
+		rpc, err = connection.Dispense(control.Name)
+		if err == nil {
+			h.rpc = rpc.(hostpb.HostClient)
+			return nil
+		}
+	}
+	h.client.Kill()
+	if errors.Is(err, syscall.ENOENT) {
+		return fmt.Errorf("host binary %s: %w; build it with make, or name it with --host-binary", binary, syscall.ENOENT)
+	}
+	return fmt.Errorf("start of host %s: %w (%w)", binary, err, syscall.EIO)
+}
+
+func donated(flag string, i int) string { return fmt.Sprintf("--%s=%d", flag, firstDonatedFD+i) }
+
+// hostEnv keeps of environ what hostEnvironment lists.
+func hostEnv(environ []string) []string {
+	var keep []string
+	for _, kv := range environ {
+		name, _, _ := strings.Cut(kv, "=")
+		for _, pattern := range hostEnvironment {
+			prefix, wild := strings.CutSuffix(pattern, "*")
+			if name == pattern || wild && strings.HasPrefix(name, prefix) {
+				keep = append(keep, kv)
+				break
+			}
+		}
+	}
+	return keep
+}
+
+// watch ends the host's requests once its process is dead: from then on nobody can write to the channel any more.
+func (h *host) watch() {
+	<-h.process.exited
+	h.channel.Abandon()
+	close(h.abandoned)
+}
+
+// alive reports whether the process has not been seen to exit.
+func (h *host) alive() bool {
+	select {
+	case <-h.process.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// pid is the process id, also after its death.
+func (h *host) pid() int { return h.process.cmd.Process.Pid }
+
+// kill sends SIGKILL and waits until the process is gone and its requests have been ended.
+func (h *host) kill() {
+	_ = h.process.Kill(context.Background())
+	<-h.abandoned
+}
+
+// stop ends the process, gently if it is alive, and frees everything. Devices should have been closed before. It waits
+// until the process is gone; go-plugin bounds that with a SIGKILL. Safe to call twice.
+func (h *host) stop() {
+	h.stopping.Store(true)
+	h.stopOnce.Do(func() {
+		h.client.Kill()
+		h.liveness.Close()
+		<-h.abandoned
+		h.channel.Close()
+	})
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plugin
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
+	"github.com/fuse-tcmur/fuse_tcmur/shared"
+)
+
+// statusError is the failure of a request: an errno, and the handler's status for those who want it.
+type statusError struct {
+	errno  syscall.Errno
+	status Status
+	text   string
+}
+
+func (e *statusError) Error() string { return e.text }
+func (e *statusError) Unwrap() error { return e.errno }
+
+// enter begins a call on the device; gate.leave must follow if the error is nil. ENODEV once the device is being removed.
+func (d *Device) enter() error {
+	if !d.gate.enter() {
+		return control.Failf(syscall.ENODEV, "device %s was removed", d.name)
+	}
+	return nil
+}
+
+// ReadAt reads len(p) bytes at byte off. At the end of the device the count is short, beyond it 0, both without an
+// error. EINVAL: negative offset. ENODEV: the device was removed. ENXIO: the handler cannot read. Otherwise the errno of
+// the handler's status, EIO if its process died.
+func (d *Device) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, control.Failf(syscall.EINVAL, "%s: read at negative offset %d", d.name, off)
+	}
+	if !d.canRead {
+		return 0, control.Failf(syscall.ENXIO, "%s: handler %s cannot read", d.name, d.handler.subtype)
+	}
+	if err := d.enter(); err != nil {
+		return 0, err
+	}
+	defer d.gate.leave()
+	p = p[:d.clip(off, len(p))]
+	if (off|int64(len(p)))&(d.alignment-1) != 0 {
+		return d.readUneven(p, off)
+	}
+	return d.pieces(shared.OpRead, p, off)
+}
+
+// WriteAt writes p at byte off. At the end of the device the count is short, without an error. ENOSPC: at or beyond the
+// end. EROFS: read-only device. EINVAL: negative offset. ENODEV: the device was removed. ENXIO: the handler cannot
+// write. Otherwise the errno of the handler's status, EIO if its process died; the count then tells what was written for
+// certain.
+func (d *Device) WriteAt(p []byte, off int64) (int, error) {
+	switch {
+	case off < 0:
+		return 0, control.Failf(syscall.EINVAL, "%s: write at negative offset %d", d.name, off)
+	case d.opts.ReadOnly:
+		return 0, control.Failf(syscall.EROFS, "%s is read-only", d.name)
+	case !d.canWrite:
+		return 0, control.Failf(syscall.ENXIO, "%s: handler %s cannot write", d.name, d.handler.subtype)
+	}
+	if err := d.enter(); err != nil {
+		return 0, err
+	}
+	defer d.gate.leave()
+	n := d.clip(off, len(p))
+	if n == 0 && len(p) > 0 {
+		return 0, control.Failf(syscall.ENOSPC, "%s: write at %d, beyond the end at %d", d.name, off, d.Size())
+	}
+	p = p[:n]
+	if d.alignment == 1 {
+		return d.pieces(shared.OpWrite, p, off)
+	}
+	if (off|int64(n))&(d.alignment-1) != 0 {
+		return d.writeUneven(p, off)
+	}
+	d.unevenMu.RLock()
+	defer d.unevenMu.RUnlock()
+	return d.pieces(shared.OpWrite, p, off)
+}
+
+// Flush makes every write that completed before it durable, as far as the handler can. Errors as for WriteAt.
+func (d *Device) Flush() error {
+	if err := d.enter(); err != nil {
+		return err
+	}
+	defer d.gate.leave()
+	return d.request(shared.OpFlush, nil, 0)
+}
+
+// clip is how many of n bytes at off are on the device.
+func (d *Device) clip(off int64, n int) int {
+	return int(max(0, min(int64(n), d.Size()-off)))
+}
+
+// pieces does a read or write that is aligned as the handler needs it, in requests of at most MaxXfer bytes.
+func (d *Device) pieces(op shared.Op, p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		n := min(len(p)-done, d.maxXfer)
+		if err := d.request(op, p[done:done+n], off+int64(done)); err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// readUneven reads the aligned range around p. Device sizes that are no multiple of the alignment end in a range that
+// no aligned request reaches; the host clips there.
+func (d *Device) readUneven(p []byte, off int64) (int, error) {
+	start := off &^ (d.alignment - 1)
+	end := (off + int64(len(p)) + d.alignment - 1) &^ (d.alignment - 1)
+	buf := make([]byte, end-start)
+	n, err := d.pieces(shared.OpRead, buf, start)
+	return copy(p, buf[min(int64(n), off-start):n]), err
+}
+
+// writeUneven reads the blocks at both ends of the range, puts p between, and writes the whole.
+func (d *Device) writeUneven(p []byte, off int64) (int, error) {
+	d.unevenMu.Lock()
+	defer d.unevenMu.Unlock()
+	start := off &^ (d.alignment - 1)
+	end := (off + int64(len(p)) + d.alignment - 1) &^ (d.alignment - 1)
+	buf := make([]byte, end-start)
+	if off > start {
+		if _, err := d.pieces(shared.OpRead, buf[:d.alignment], start); err != nil {
+			return 0, err
+		}
+	}
+	if last := end - d.alignment; off+int64(len(p)) < end && (last > start || off == start) {
+		if _, err := d.pieces(shared.OpRead, buf[last-start:], last); err != nil {
+			return 0, err
+		}
+	}
+	copy(buf[off-start:], p)
+	n, err := d.pieces(shared.OpWrite, buf, start)
+	return int(max(0, min(int64(len(p)), int64(n)-(off-start)))), err
+}
+
+// waits holds the channels on which request waits for its completion.
+var waits = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
+
+func signal(r *shared.Request) { r.User.(chan struct{}) <- struct{}{} }
+
+// request sends one request and waits for it. p is the data to write or the buffer to fill.
+func (d *Device) request(op shared.Op, p []byte, off int64) error {
+	r, err := d.handler.host.channel.Get(op, uint64(len(p)))
+	if err != nil {
+		return d.requestError(op, p, off, err, StatusHWError)
+	}
+	r.Device, r.Offset = uint32(d.minor), uint64(off)
+	if op == shared.OpWrite {
+		copy(r.Payload(), p)
+	}
+	done := waits.Get().(chan struct{})
+	r.User, r.Done = done, signal
+	d.handler.host.channel.Submit(r)
+	<-done
+	waits.Put(done)
+	if r.Err == nil && op == shared.OpRead {
+		copy(p, r.Payload())
+	}
+	err, sts := r.Err, Status(r.STS)
+	r.Release()
+	if err != nil {
+		return d.requestError(op, p, off, err, sts)
+	}
+	return nil
+}
+
+// requestError is the one place where a failed request becomes an errno.
+func (d *Device) requestError(op shared.Op, p []byte, off int64, err error, sts Status) error {
+	what := fmt.Sprintf("%s: %s of %d bytes at %d", d.name, op, len(p), off)
+	if op == shared.OpFlush {
+		what = d.name + ": flush"
+	}
+	if errors.Is(err, shared.ErrPeerGone) {
+		return &statusError{syscall.EIO, StatusHWError, what + ": the handler's process died"}
+	}
+	errno := syscall.EIO
+	errors.As(err, &errno)
+	return &statusError{errno, sts, fmt.Sprintf("%s: %v (handler status %s)", what, errno, sts)}
+}

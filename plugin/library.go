@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package plugin is libtcmur(3) for Go: it loads tcmu-runner handlers, each in a tcmur-host process of its own, and
+// reads, writes and flushes the devices that they serve, by minor number.
+//
+// A Library owns its handlers, a handler owns one host process and its memory channel, and a Device belongs to one
+// handler. Control goes over gRPC (package control), data over shared memory (package shared). Nothing that a handler
+// does (crash, hang, exit) reaches the caller's process: its requests end with an error.
+//
+// Errors carry a syscall.Errno for errors.Is and a message for the user.
+//
+// Lock order: Library.mu is taken alone and never held across a call to a host; slots in the tables are reserved under
+// it and filled in later.
+package plugin
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
+)
+
+const (
+	// DefaultMaxMinors is the number of minors where Config does not say: 0 to 255.
+	DefaultMaxMinors = 256
+	// LimitMaxMinors is the most that Config may ask for.
+	LimitMaxMinors = 4096
+	// MaxHandlers is how many handlers can be loaded at once.
+	MaxHandlers = 64
+	// maxConfigLength is the longest config string in bytes: a handler's buffer is PATH_MAX with its NUL.
+	maxConfigLength = 4095
+)
+
+// Config is what a Library needs to know.
+type Config struct {
+	// HandlerPrefixes are tried in order: a handler's path is prefix + subtype + ".so".
+	HandlerPrefixes []string
+	// HostBinary is the path of tcmur-host.
+	HostBinary string
+	// MaxMinors is the number of minors, 0 for DefaultMaxMinors.
+	MaxMinors int
+	// ChannelMemory is the payload memory of each handler's channel in bytes, 0 for shared.DefaultMemory.
+	ChannelMemory int64
+	// Logger receives the library's and the handlers' messages; nil discards them.
+	Logger hclog.Logger
+}
+
+// Library is an instance of libtcmur. All methods may be called concurrently.
+type Library struct {
+	cfg Config
+	log hclog.Logger
+
+	mu       sync.Mutex
+	handlers map[string]*handler // by subtype; an entry with a nil host is still being loaded
+	devices  []*Device           // by minor; a device that is not ready is still being added
+}
+
+// Init is libtcmur_init: it checks the configuration. No process is started. EINVAL for a bad MaxMinors or no prefix,
+// ENOENT when HostBinary does not exist.
+func Init(cfg Config) (*Library, error) {
+	if cfg.MaxMinors == 0 {
+		cfg.MaxMinors = DefaultMaxMinors
+	}
+	if cfg.MaxMinors < 1 || cfg.MaxMinors > LimitMaxMinors {
+		return nil, control.Failf(syscall.EINVAL, "number of minors %d: must be 1 to %d", cfg.MaxMinors, LimitMaxMinors)
+	}
+	if len(cfg.HandlerPrefixes) == 0 {
+		return nil, control.Failf(syscall.EINVAL, "no handler prefix given")
+	}
+	if _, err := os.Stat(cfg.HostBinary); err != nil {
+		return nil, fmt.Errorf("host binary: %w", err)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	return &Library{
+		cfg: cfg, log: cfg.Logger,
+		handlers: make(map[string]*handler),
+		devices:  make([]*Device, cfg.MaxMinors),
+	}, nil
+}
+
+// Exit is libtcmur_exit: it unloads every handler that has no devices. EBUSY while a device exists.
+func (l *Library) Exit(ctx context.Context) error {
+	var failures []error
+	for _, info := range l.Handlers() {
+		if err := l.UnloadHandler(ctx, info.Subtype); err != nil && !errors.Is(err, syscall.ENOENT) {
+			failures = append(failures, err)
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// LoadHandler is tcmur_handler_load: it starts a host process and lets it load the handler of the given subtype.
+//
+// EINVAL: not a possible subtype. EEXIST: loaded already. ENOSPC: MaxHandlers are loaded. ENOENT: no such file, or
+// dlopen failed. EBADF: not a handler (no handler_init). EIO: handler_init failed, or the host died. ENOEXEC: built for a
+// tcmu-runner that cannot be served, or malformed.
+func (l *Library) LoadHandler(ctx context.Context, subtype string) error {
+	if err := checkSubtype(subtype); err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	l.mu.Lock()
+	if _, ok := l.handlers[subtype]; ok {
+		l.mu.Unlock()
+		return control.Failf(syscall.EEXIST, "load %s: already loaded", subtype)
+	}
+	if len(l.handlers) >= MaxHandlers {
+		l.mu.Unlock()
+		return control.Failf(syscall.ENOSPC, "load %s: all %d handler slots are in use; unload one first", subtype, MaxHandlers)
+	}
+	l.handlers[subtype] = &handler{subtype: subtype} // reserves the name
+	l.mu.Unlock()
+
+	h, err := l.loadHandler(ctx, subtype)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		delete(l.handlers, subtype)
+		return fmt.Errorf("load %s: %w", subtype, err)
+	}
+	l.handlers[subtype] = h
+	return nil
+}
+
+// checkSubtype refuses what could lead out of the handler directory.
+func checkSubtype(subtype string) error {
+	switch {
+	case subtype == "":
+		return control.Failf(syscall.EINVAL, "the name of a handler is missing")
+	case strings.ContainsAny(subtype, "/\x00 \t\n") || strings.Contains(subtype, ".."), len(subtype) > 64:
+		return control.Failf(syscall.EINVAL, "%q cannot be the name of a handler", subtype)
+	}
+	return nil
+}
+
+// UnloadHandler is tcmur_handler_unload: it ends the handler's host process. ENOENT: not loaded. EBUSY: the handler has
+// devices, or is being loaded.
+func (l *Library) UnloadHandler(_ context.Context, subtype string) error {
+	l.mu.Lock()
+	h := l.handlers[subtype]
+	if h == nil {
+		l.mu.Unlock()
+		return control.Failf(syscall.ENOENT, "unload %s: no such handler is loaded%s", subtype, l.loadedHint())
+	}
+	if h.host == nil {
+		l.mu.Unlock()
+		return control.Failf(syscall.EBUSY, "unload %s: it is being loaded", subtype)
+	}
+	if names := l.devicesOf(h); len(names) > 0 {
+		l.mu.Unlock()
+		return control.Failf(syscall.EBUSY, "unload %s: remove its devices first: %s", subtype, strings.Join(names, " "))
+	}
+	l.handlers[subtype] = &handler{subtype: subtype} // nobody may add to it, nor load it again yet
+	l.mu.Unlock()
+
+	h.host.stop()
+	l.log.Info("handler unloaded", "handler", subtype)
+	l.mu.Lock()
+	delete(l.handlers, subtype)
+	l.mu.Unlock()
+	return nil
+}
+
+// devicesOf needs mu.
+func (l *Library) devicesOf(h *handler) []string {
+	var names []string
+	for _, d := range l.devices {
+		if d != nil && d.handler == h {
+			names = append(names, d.name)
+		}
+	}
+	return names
+}
+
+// loadedHint is appended to an error about a handler that is not there.
+func (l *Library) loadedHint() string {
+	var names []string
+	for s, h := range l.handlers {
+		if h.host != nil {
+			names = append(names, s)
+		}
+	}
+	if len(names) == 0 {
+		return " (none is loaded)"
+	}
+	slices.Sort(names)
+	return " (loaded: " + strings.Join(names, " ") + ")"
+}
+
+// findHandler returns the ready handler that a config string names, and the string without its first slash, as handlers
+// see it. EINVAL: no leading slash, or too long. ENXIO: no such handler is loaded.
+func (l *Library) findHandler(config string) (*handler, string, error) {
+	rest, ok := strings.CutPrefix(config, "/")
+	if !ok {
+		return nil, "", control.Failf(syscall.EINVAL,
+			"config string %q does not start with '/': write /SUBTYPE/HANDLER-CFG-STRING", abbreviate(config))
+	}
+	if len(rest) > maxConfigLength || strings.ContainsRune(rest, 0) {
+		return nil, "", control.Failf(syscall.EINVAL, "config string is too long: %d bytes, at most %d", len(rest), maxConfigLength)
+	}
+	subtype, _, _ := strings.Cut(rest, "/")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.handlers[subtype]
+	if h == nil || h.host == nil {
+		return nil, "", control.Failf(syscall.ENXIO, "%s: no handler %q is loaded%s; first: load %s",
+			abbreviate(config), subtype, l.loadedHint(), subtype)
+	}
+	return h, rest, nil
+}
+
+// abbreviate keeps a user's string fit for a message.
+func abbreviate(s string) string {
+	if len(s) > 200 {
+		return s[:200] + "..."
+	}
+	return s
+}
+
+// CheckConfig is tcmur_check_config: it asks the handler that the config string names whether it accepts it. EINVAL and
+// ENXIO as for AddDevice, or what the handler's check_config found wrong (EINVAL).
+func (l *Library) CheckConfig(ctx context.Context, config string) error {
+	h, rest, err := l.findHandler(config)
+	if err != nil {
+		return err
+	}
+	return h.checkConfig(ctx, rest)
+}
+
+// AddDevice is tcmur_device_add: it opens a device and gives it the minor.
+//
+// ENODEV: minor out of range. EBUSY: minor in use. EEXIST: a device with this config string exists. EINVAL: the config
+// string does not start with '/' or is too long. ENXIO: its handler is not loaded. EIO: the host died. Otherwise the
+// errno of the handler's open, with the handler's last message.
+func (l *Library) AddDevice(ctx context.Context, minor int, config string, opts DeviceOptions) (*Device, error) {
+	if err := opts.check(); err != nil {
+		return nil, err
+	}
+	h, rest, err := l.findHandler(config)
+	if err != nil {
+		return nil, err
+	}
+	d := &Device{
+		minor: minor, name: fmt.Sprintf("%s%03d", h.subtype, minor), config: config, handler: h, opts: opts,
+	}
+	if err := l.reserve(d); err != nil {
+		return nil, err
+	}
+	err = h.checkConfig(ctx, rest)
+	if err == nil {
+		err = d.open(ctx, rest, false)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.devices[minor] = nil
+		return nil, fmt.Errorf("add %d %s: %w", minor, abbreviate(config), err)
+	}
+	d.ready = true
+	l.log.Info("device added", "device", d.name, "config", config, "size", d.size.Load(), "block_size", d.blockSize)
+	return d, nil
+}
+
+// reserve puts the device into the table, not yet ready.
+func (l *Library) reserve(d *Device) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if d.minor < 0 || d.minor >= len(l.devices) {
+		return control.Failf(syscall.ENODEV, "minor %d is out of range: 0 to %d", d.minor, len(l.devices)-1)
+	}
+	if old := l.devices[d.minor]; old != nil {
+		return control.Failf(syscall.EBUSY, "minor %d is in use by %s (%s); remove %d first", d.minor, old.name, old.config, d.minor)
+	}
+	if l.handlers[d.handler.subtype] != d.handler {
+		return control.Failf(syscall.ENXIO, "handler %s was unloaded", d.handler.subtype)
+	}
+	for _, other := range l.devices {
+		if other != nil && other.config == d.config {
+			return control.Failf(syscall.EEXIST, "%s is already device %s", abbreviate(d.config), other.name)
+		}
+	}
+	l.devices[d.minor] = d
+	return nil
+}
+
+// RemoveDevice is tcmur_device_remove: it waits for the device's requests, flushes and closes it. ENODEV: no such
+// device. ETIMEDOUT: its requests did not end within the context, and the device is still there. Any other error is that
+// of the last flush, and the device is gone all the same.
+func (l *Library) RemoveDevice(ctx context.Context, minor int) error {
+	l.mu.Lock()
+	d, err := l.lookup(minor)
+	if err == nil {
+		d.ready = false // from here on it is invisible, and its minor is still taken
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	err = d.close(ctx)
+	busy := errors.Is(err, errBusy)
+	l.mu.Lock()
+	if busy {
+		d.ready = true
+	} else {
+		l.devices[minor] = nil
+	}
+	l.mu.Unlock()
+	switch {
+	case busy:
+		return fmt.Errorf("remove: %w", err)
+	case err != nil:
+		return fmt.Errorf("remove %s: it is removed, but %w", d.name, err)
+	}
+	l.log.Info("device removed", "device", d.name)
+	return nil
+}
+
+// Shutdown ends everything: it removes all devices, each handler's at the same time as the others', and unloads all
+// handlers. What a handler has not finished when the context ends is killed with its process. Afterwards no process is
+// left, whatever the result; an error says that a device could not be closed properly, so that data may be lost.
+func (l *Library) Shutdown(ctx context.Context) error {
+	var mu sync.Mutex
+	var failures []error
+	var wg sync.WaitGroup
+	byHandler := make(map[*handler][]int)
+	for _, d := range l.Devices() {
+		byHandler[d.handler] = append(byHandler[d.handler], d.minor)
+	}
+	for h, minors := range byHandler {
+		wg.Go(func() {
+			for _, minor := range minors {
+				err := l.RemoveDevice(ctx, minor)
+				if errors.Is(err, errBusy) {
+					h.host.kill()
+					err = errors.Join(err, l.RemoveDevice(context.Background(), minor))
+				}
+				mu.Lock()
+				failures = append(failures, err)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(append(failures, l.Exit(ctx))...)
+}
+
+// lookup needs mu.
+func (l *Library) lookup(minor int) (*Device, error) {
+	if minor < 0 || minor >= len(l.devices) {
+		return nil, control.Failf(syscall.ENODEV, "minor %d is out of range: 0 to %d", minor, len(l.devices)-1)
+	}
+	d := l.devices[minor]
+	if d == nil || !d.ready {
+		return nil, control.Failf(syscall.ENODEV, "no device has minor %d", minor)
+	}
+	return d, nil
+}
+
+// Device returns the device with the minor, nil if there is none.
+func (l *Library) Device(minor int) *Device {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d, err := l.lookup(minor)
+	if err != nil {
+		return nil
+	}
+	return d
+}
+
+// Devices returns all devices, by minor.
+func (l *Library) Devices() []*Device {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []*Device
+	for _, d := range l.devices {
+		if d != nil && d.ready {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
+// Handlers describes the loaded handlers, by subtype.
+func (l *Library) Handlers() []HandlerInfo {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []HandlerInfo
+	for _, h := range l.handlers {
+		if h.host != nil {
+			all = append(all, h.info())
+		}
+	}
+	slices.SortFunc(all, func(a, b HandlerInfo) int { return cmp.Compare(a.Subtype, b.Subtype) })
+	return all
+}

@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package shared is the I/O channel between the front and one host: two shared-memory segments, a ring in each, futex
+// doorbells, and payload memory. channel.h defines the bytes and the rules; the host's side is C. This package is the
+// front's side.
+//
+// The front trusts nothing that a host can write. Requests, write payloads and all bookkeeping are in memory that a host
+// cannot write; from the complete segment each value is read once, checked, then used. What a host does wrong there is
+// reported through Options.Fault and never harms more than that host's own requests.
+//
+// A Channel serves one instance of a host. When that host dies, Abandon ends every request that it had not completed;
+// the next host gets a new Channel.
+//
+// Lock order: reapMu, then sqMu; memMu is taken alone. No lock is held while a request's Done runs.
+package shared
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// ErrPeerGone is the result of a request whose host was abandoned before it completed the request, and the error of
+// calls on an abandoned channel. Whether the host carried the request out is unknown.
+var ErrPeerGone = errors.New("the process serving this request is gone")
+
+// DefaultMemory is the payload memory of a channel in bytes, where Options do not say.
+const DefaultMemory = 64 << 20
+
+// Options of a channel.
+type Options struct {
+	// Memory is the address space for payloads in bytes, both directions together: a multiple of 2 MiB, DefaultMemory
+	// if 0. It is backed by memory only where it has been used.
+	Memory int64
+	// Fault, if not nil, is told of each violation of the protocol by the host. It must neither block nor call the
+	// channel.
+	Fault func(error)
+}
+
+// Channel is the front's end. All methods may be called from several goroutines at once.
+type Channel struct {
+	submit, complete *segment
+	fault            func(error)
+
+	memMu   sync.Mutex
+	arenas  [2]*arena // by Request.direction
+	tags    []uint32  // free tags, last in first out
+	waiters []*waiter // who waits for a tag or for payload memory, in order of arrival
+	closed  bool      // Abandon was called: nothing is handed out any more
+	out     int       // requests handed out and not yet released
+
+	closing bool // Close was called: the memory goes with the last request
+
+	sqMu   sync.Mutex
+	sqTail uint64
+	gone   bool // Abandon was called: nothing is published any more, the segments are not touched any more
+
+	reapMu sync.Mutex
+	cqHead uint64
+	reaped bool // Abandon took the last completions
+
+	requests [RingEntries]Request // by tag; each belongs to whoever Get gave it to
+
+	stopping atomic.Bool
+	reaper   chan struct{} // closed when the completion thread has ended
+}
+
+// waiter is a goroutine in Get.
+type waiter struct {
+	op    Op
+	n     uint64
+	ready chan *Request // receives the request, or nil when the channel was abandoned
+}
+
+// Request is one operation on its way to a host and back. Get makes it, the caller fills the exported fields and, for a
+// write, the payload; Submit sends it; Done is called once; Release ends it. Between Submit and Done it must not be
+// touched.
+type Request struct {
+	Op     Op     // set by Get
+	Length uint64 // bytes; set by Get; may be lowered before Submit
+	Device uint32 // index given to the host when the device was opened
+	Offset uint64 // bytes, where on the device
+
+	// Done is called exactly once per Submit, on the channel's completion thread or, when the channel is abandoned, on
+	// the goroutine that does so. It must not block.
+	Done func(*Request)
+
+	// Err is valid from Done on: nil, a syscall.Errno from the host, or ErrPeerGone.
+	Err error
+	// STS is the handler's TCMU_STS status, valid from Done on unless Err is ErrPeerGone.
+	STS int32
+
+	// User is the caller's own.
+	User any
+
+	ch       *Channel
+	tag      uint32
+	gen      atomic.Uint32 // uses of the tag
+	inflight atomic.Bool   // from Submit until completion
+	memOff   uint64        // piece of the arena, memLen bytes; memLen 0: none
+	memLen   uint64
+}
+
+// New makes a channel and starts its completion thread. Close must be called in the end.
+func New(opts Options) (*Channel, error) {
+	if opts.Memory == 0 {
+		opts.Memory = DefaultMemory
+	}
+	if opts.Memory < 2*MaxPayload || opts.Memory%(2*MaxPayload) != 0 {
+		return nil, fmt.Errorf("memory of a channel must be a multiple of %d bytes: %w", 2*MaxPayload, syscall.EINVAL)
+	}
+	half := opts.Memory / 2
+	submit, err := newSegment("tcmur-submit", half, true)
+	if err != nil {
+		return nil, err
+	}
+	complete, err := newSegment("tcmur-complete", half, false)
+	if err != nil {
+		submit.closeFile()
+		submit.unmap()
+		return nil, err
+	}
+	c := &Channel{
+		submit: submit, complete: complete, fault: opts.Fault,
+		arenas: [2]*arena{newArena(half), newArena(half)},
+		reaper: make(chan struct{}),
+	}
+	for t := RingEntries - 1; t >= 0; t-- {
+		c.tags = append(c.tags, uint32(t))
+		c.requests[t].ch, c.requests[t].tag = c, uint32(t)
+	}
+	submit.put32(offMagic, channelMagic)
+	submit.put32(offVersion, channelVersion)
+	submit.put64(offSubmitArenaSize, uint64(half))
+	submit.put64(offCompleteArenaSize, uint64(half))
+	go c.completions()
+	return c, nil
+}
+
+// Files returns the descriptors to donate to the host: the submit segment, which can only be mapped read-only, and the
+// complete segment. The channel keeps ownership; they are valid until CloseFiles or Close.
+func (c *Channel) Files() (submit, complete *os.File) { return c.submit.file, c.complete.file }
+
+// CloseFiles closes the descriptors once the host has inherited them.
+func (c *Channel) CloseFiles() {
+	c.submit.closeFile()
+	c.complete.closeFile()
+}
+
+// Get returns a request of the given operation with payload memory of n bytes (0 for operations without payload; at
+// most MaxPayload with one). When all requests or all memory are in use it waits its turn, first come first served.
+// The error is ErrPeerGone after Abandon, EINVAL for a bad n.
+func (c *Channel) Get(op Op, n uint64) (*Request, error) {
+	if op.carriesPayload() && n > MaxPayload {
+		return nil, fmt.Errorf("%s of %d bytes: at most %d: %w", op, n, MaxPayload, syscall.EINVAL)
+	}
+	c.memMu.Lock()
+	if c.closed {
+		c.memMu.Unlock()
+		return nil, ErrPeerGone
+	}
+	if len(c.waiters) == 0 {
+		if r := c.tryGet(op, n); r != nil {
+			c.memMu.Unlock()
+			return r, nil
+		}
+	}
+	w := &waiter{op: op, n: n, ready: make(chan *Request, 1)}
+	c.waiters = append(c.waiters, w)
+	c.memMu.Unlock()
+	if r := <-w.ready; r != nil {
+		return r, nil
+	}
+	return nil, ErrPeerGone
+}
+
+// tryGet needs memMu; nil means not now.
+func (c *Channel) tryGet(op Op, n uint64) *Request {
+	if len(c.tags) == 0 {
+		return nil
+	}
+	r := &c.requests[c.tags[len(c.tags)-1]]
+	r.Op = op
+	if op.carriesPayload() && n > 0 {
+		off, ok := c.arenas[r.direction()].alloc(n)
+		if !ok {
+			return nil
+		}
+		r.memOff, r.memLen = off, n
+	}
+	c.tags = c.tags[:len(c.tags)-1]
+	r.Length, r.Device, r.Offset, r.Done, r.Err, r.STS, r.User = n, 0, 0, nil, nil, 0, nil
+	c.out++
+	return r
+}
+
+// direction tells which arena holds the payload: 0 submit, 1 complete.
+func (r *Request) direction() int {
+	if r.Op == OpRead {
+		return 1
+	}
+	return 0
+}
+
+// Payload is the request's piece of shared memory, as long as Get was asked for. For a write the caller fills it before
+// Submit. For a read it holds the data from Done on; it is read-only memory and, while the host lives, a hostile host
+// may still change it. Not valid after Release or Close.
+func (r *Request) Payload() []byte {
+	s := r.ch.submit
+	if r.Op == OpRead {
+		s = r.ch.complete
+	}
+	return s.arena()[r.memOff : r.memOff+r.memLen : r.memOff+r.memLen]
+}
+
+// Release gives the request's tag and memory back. A request may be released before Submit or after Done, not between.
+func (r *Request) Release() {
+	c := r.ch
+	c.memMu.Lock()
+	if r.memLen > 0 {
+		c.arenas[r.direction()].release(r.memOff, r.memLen)
+		r.memLen = 0
+	}
+	r.Done, r.User = nil, nil
+	c.tags = append(c.tags, r.tag)
+	c.out--
+	last := c.closing && c.out == 0
+	for len(c.waiters) > 0 && !c.closed {
+		w := c.waiters[0]
+		got := c.tryGet(w.op, w.n)
+		if got == nil {
+			break
+		}
+		c.waiters[0] = nil
+		c.waiters = c.waiters[1:]
+		w.ready <- got
+	}
+	c.memMu.Unlock()
+	if last {
+		c.free()
+	}
+}
+
+// Submit sends requests to the host with one doorbell for all of them. Each one's Done is called in any case; on an
+// abandoned channel at once, with ErrPeerGone.
+func (c *Channel) Submit(requests ...*Request) {
+	c.sqMu.Lock()
+	if c.gone {
+		c.sqMu.Unlock()
+		for _, r := range requests {
+			r.finish(ErrPeerGone)
+		}
+		return
+	}
+	for _, r := range requests {
+		c.publish(r)
+	}
+	// publish ended with a sequentially consistent store: either the host's worker sees the entry in its second look, or
+	// this load sees the worker. Still under sqMu, because the requests may be complete and released by now, and the
+	// lock is what keeps the segments mapped.
+	if c.complete.load32(offSQSleepers) > 0 {
+		c.ring(len(requests))
+	}
+	c.sqMu.Unlock()
+}
+
+// publish needs sqMu.
+func (c *Channel) publish(r *Request) {
+	if r.Op.carriesPayload() && r.Length > r.memLen {
+		panic("shared: request longer than its payload memory")
+	}
+	gen := r.gen.Add(1)
+	r.inflight.Store(true)
+	s, base := c.submit, ringOffset+int(c.sqTail%RingEntries)*sqeSize
+	s.put32(base+sqeTag, r.tag)
+	s.put32(base+sqeGen, gen)
+	s.put32(base+sqeOp, uint32(r.Op))
+	s.put32(base+sqeDevice, r.Device)
+	s.put64(base+sqeOffset, r.Offset)
+	s.put64(base+sqeLength, r.Length)
+	s.put64(base+sqePayload, r.memOff)
+	c.sqTail++
+	s.store64(base+sqeSeq, c.sqTail)
+}
+
+// ring wakes up to n sleeping workers.
+func (c *Channel) ring(n int) {
+	atomic.AddUint32(c.submit.word32(offSQBell), 1)
+	c.submit.futexWake(offSQBell, n)
+}
+
+// completions is the completion thread: it reaps until the channel is closed, asleep on the host's bell in between.
+func (c *Channel) completions() {
+	runtime.LockOSThread()
+	defer close(c.reaper)
+	for !c.stopping.Load() {
+		if c.Reap() > 0 {
+			continue
+		}
+		c.submit.store32(offCQWaiting, 1)
+		bell := c.complete.load32(offCQBell)
+		if c.Reap() == 0 && !c.stopping.Load() {
+			c.complete.futexWait(offCQBell, bell)
+		}
+		c.submit.store32(offCQWaiting, 0)
+	}
+}
+
+// Reap takes every completion that the host has posted, calls Done for each, and returns how many it was.
+func (c *Channel) Reap() int {
+	var buf [32]*Request
+	c.reapMu.Lock()
+	done := c.reap(buf[:0])
+	c.reapMu.Unlock()
+	for _, r := range done {
+		r.finish(r.Err)
+	}
+	return len(done)
+}
+
+// reap needs reapMu. It appends the requests that the host has completed to done. Every word of an entry is read once.
+func (c *Channel) reap(done []*Request) []*Request {
+	if c.reaped {
+		return done
+	}
+	s := c.complete
+	for range RingEntries { // a hostile host cannot keep us here for longer
+		base := ringOffset + int(c.cqHead%RingEntries)*cqeSize
+		if s.load64(base+cqeSeq) != c.cqHead+1 {
+			break
+		}
+		tag, gen := s.load32(base+cqeTag), s.load32(base+cqeGen)
+		sts, errno := int32(s.load32(base+cqeSTS)), s.load32(base+cqeError)
+		c.cqHead++
+		if tag >= RingEntries {
+			c.violation("completion of tag %d, which does not exist", tag)
+			continue
+		}
+		r := &c.requests[tag]
+		if r.gen.Load() != gen || !r.inflight.CompareAndSwap(true, false) {
+			c.violation("completion of tag %d, use %d, which is not in flight", tag, gen)
+			continue
+		}
+		r.STS, r.Err = sts, hostErrno(errno)
+		done = append(done, r)
+	}
+	return done
+}
+
+// hostErrno is what the host's error word stands for; what cannot be an errno is EIO.
+func hostErrno(v uint32) error {
+	switch {
+	case v == 0:
+		return nil
+	case v > 4095:
+		return syscall.EIO
+	}
+	return syscall.Errno(v)
+}
+
+func (c *Channel) violation(format string, args ...any) {
+	if c.fault != nil {
+		c.fault(fmt.Errorf(format, args...))
+	}
+}
+
+// finish hands the request back to its owner.
+func (r *Request) finish(err error) {
+	r.Err = err
+	r.Done(r)
+}
+
+// Abandon ends the channel's service after its host has died (and is known to be dead: only then can nobody write to the
+// segments any more). Completions that the host had already posted count; every other request in flight ends with
+// ErrPeerGone, and so does every later one and every waiting Get. May be called from anywhere, more than once.
+func (c *Channel) Abandon() {
+	c.memMu.Lock()
+	c.closed = true
+	waiters := c.waiters
+	c.waiters = nil
+	c.memMu.Unlock()
+	for _, w := range waiters {
+		w.ready <- nil
+	}
+
+	c.reapMu.Lock()
+	c.sqMu.Lock()
+	c.gone = true
+	c.sqMu.Unlock()
+	done := c.reap(nil)
+	c.reaped = true
+	var lost []*Request
+	for t := range c.requests {
+		if r := &c.requests[t]; r.inflight.CompareAndSwap(true, false) {
+			lost = append(lost, r)
+		}
+	}
+	c.reapMu.Unlock()
+	for _, r := range done {
+		r.finish(r.Err)
+	}
+	for _, r := range lost {
+		r.finish(ErrPeerGone)
+	}
+}
+
+// InFlight is the number of requests that Get has handed out and that were not yet released.
+func (c *Channel) InFlight() int {
+	c.memMu.Lock()
+	defer c.memMu.Unlock()
+	return c.out
+}
+
+// Close abandons the channel, ends its completion thread, and frees the memory once the last request is released. May be
+// called more than once.
+func (c *Channel) Close() {
+	c.Abandon()
+	if c.stopping.Swap(true) {
+		<-c.reaper
+		return
+	}
+	// A single wake could come between the completion thread's last look at stopping and its futex wait.
+	for awake := false; !awake; {
+		c.complete.futexWake(offCQBell, 1)
+		select {
+		case <-c.reaper:
+			awake = true
+		case <-time.After(time.Millisecond):
+		}
+	}
+	c.CloseFiles()
+	c.memMu.Lock()
+	c.closing = true
+	last := c.out == 0
+	c.memMu.Unlock()
+	if last {
+		c.free()
+	}
+}
+
+// free unmaps the segments. Nobody holds a payload any more; sqMu and reapMu wait out whoever is still looking at the
+// rings.
+func (c *Channel) free() {
+	c.reapMu.Lock()
+	c.sqMu.Lock()
+	c.submit.unmap()
+	c.complete.unmap()
+	c.sqMu.Unlock()
+	c.reapMu.Unlock()
+}

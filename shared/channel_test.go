@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shared
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const testDeadline = 30 * time.Second
+
+func newChannel(t testing.TB, opts Options) *Channel {
+	t.Helper()
+	c, err := New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// do sends a request and waits for it; the caller releases it.
+func do(t testing.TB, c *Channel, r *Request) {
+	t.Helper()
+	done := make(chan struct{})
+	r.Done = func(*Request) { close(done) }
+	c.Submit(r)
+	select {
+	case <-done:
+	case <-time.After(testDeadline):
+		t.Fatal("request did not end")
+	}
+}
+
+// memory is a device in the peer.
+type memory struct {
+	mu   sync.Mutex
+	data []byte
+}
+
+func (m *memory) serve(p *peer, n int) {
+	p.serve(n, func(s submission) uint32 {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		switch s.op {
+		case OpRead:
+			copy(p.payload(s), m.data[s.offset:])
+		case OpWrite:
+			copy(m.data[s.offset:], p.payload(s))
+		case OpFlush:
+		default:
+			return uint32(syscall.EOPNOTSUPP)
+		}
+		return 0
+	})
+}
+
+// TestConcurrentRoundTrips has many goroutines write and read back their own part of a device, in all sizes.
+func TestConcurrentRoundTrips(t *testing.T) {
+	t.Parallel()
+	const clients, region, rounds = 64, 256 << 10, 60
+	c := newChannel(t, Options{Memory: 4 * MaxPayload}) // small: requests have to wait for memory
+	p := newPeer(t, c)
+	(&memory{data: make([]byte, clients*region)}).serve(p, 4)
+	var wg sync.WaitGroup
+	for k := range clients {
+		wg.Go(func() {
+			for i := range rounds {
+				n := 1 + (i*i*977+k*4099)%region
+				pattern := bytes.Repeat([]byte{byte(k), byte(i)}, n/2+1)[:n]
+				w, err := c.Get(OpWrite, uint64(n))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				w.Offset = uint64(k * region)
+				copy(w.Payload(), pattern)
+				do(t, c, w)
+				err = w.Err
+				w.Release()
+				r, getErr := c.Get(OpRead, uint64(n))
+				if err != nil || getErr != nil {
+					t.Error(err, getErr)
+					return
+				}
+				r.Offset = uint64(k * region)
+				do(t, c, r)
+				if r.Err != nil || !bytes.Equal(r.Payload(), pattern) {
+					t.Errorf("client %d, round %d: wrong contents (%v)", k, i, r.Err)
+				}
+				r.Release()
+			}
+		})
+	}
+	wg.Wait()
+	if n := c.InFlight(); n != 0 {
+		t.Errorf("%d requests are not released", n)
+	}
+}
+
+// TestErrors checks that a handler's status and errno arrive, and that an impossible errno is EIO.
+func TestErrors(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		errno uint32
+		want  error
+	}{{0, nil}, {uint32(syscall.ENOSPC), syscall.ENOSPC}, {4096, syscall.EIO}, {1 << 31, syscall.EIO}} {
+		c := newChannel(t, Options{Memory: 2 * MaxPayload})
+		newPeer(t, c).serve(1, func(submission) uint32 { return tt.errno })
+		r, err := c.Get(OpFlush, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		do(t, c, r)
+		if !errors.Is(r.Err, tt.want) {
+			t.Errorf("errno %d arrives as %v, want %v", tt.errno, r.Err, tt.want)
+		}
+		r.Release()
+	}
+}
+
+// TestGetWaitsItsTurn fills the memory and sees a large request wait, a small one wait behind it, and both served in
+// order.
+func TestGetWaitsItsTurn(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: 4 * MaxPayload})
+	newPeer(t, c)
+	first, _ := c.Get(OpWrite, MaxPayload)
+	second, _ := c.Get(OpWrite, MaxPayload/2)
+	order := make(chan *Request, 2)
+	wait := func(n uint64, queued int) {
+		go func() {
+			r, err := c.Get(OpWrite, n)
+			if err != nil {
+				t.Error(err)
+			}
+			order <- r
+		}()
+		for deadline := time.Now().Add(testDeadline); ; {
+			c.memMu.Lock()
+			n := len(c.waiters)
+			c.memMu.Unlock()
+			if n == queued {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d requests wait, want %d", n, queued)
+			}
+		}
+	}
+	wait(MaxPayload, 1)
+	wait(pageSize, 2) // would fit, but it is not its turn
+	second.Release()
+	big := <-order
+	if big.Length != MaxPayload {
+		t.Fatalf("the small request overtook the large one")
+	}
+	first.Release()
+	small := <-order
+	big.Release()
+	small.Release()
+}
+
+// TestAbandon ends requests of every kind: completed by the host but not yet reaped, in flight, waiting for memory, and
+// submitted later.
+func TestAbandon(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: 2 * MaxPayload})
+	p := newPeer(t, c)
+	results := make(chan error, 2)
+	inFlight, _ := c.Get(OpWrite, MaxPayload)
+	inFlight.Done = func(r *Request) { results <- r.Err }
+	late, _ := c.Get(OpFlush, 0)
+	lateDone := make(chan error, 1)
+	late.Done = func(r *Request) { lateDone <- r.Err }
+	c.Submit(inFlight)
+	waiting := make(chan error, 1)
+	go func() {
+		_, err := c.Get(OpWrite, 1)
+		waiting <- err
+	}()
+	for blocked := false; !blocked; {
+		c.memMu.Lock()
+		blocked = len(c.waiters) == 1
+		c.memMu.Unlock()
+	}
+	p.halt()
+	c.Abandon()
+	c.Abandon()
+	if err := <-results; !errors.Is(err, ErrPeerGone) {
+		t.Errorf("request in flight ended with %v", err)
+	}
+	if err := <-waiting; !errors.Is(err, ErrPeerGone) {
+		t.Errorf("waiting Get ended with %v", err)
+	}
+	c.Submit(late)
+	if err := <-lateDone; !errors.Is(err, ErrPeerGone) {
+		t.Errorf("late Submit ended with %v", err)
+	}
+	if _, err := c.Get(OpFlush, 0); !errors.Is(err, ErrPeerGone) {
+		t.Errorf("late Get: %v", err)
+	}
+	inFlight.Release()
+	late.Release()
+}
+
+// TestAbandonCountsPostedCompletions: what the host completed before it died was done.
+func TestAbandonCountsPostedCompletions(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: 2 * MaxPayload})
+	p := newPeer(t, c)
+	c.reapMu.Lock() // the completion thread cannot get at it
+	r, _ := c.Get(OpFlush, 0)
+	result := make(chan error, 1)
+	r.Done = func(r *Request) { result <- r.Err }
+	c.Submit(r)
+	s, ok := p.take()
+	if !ok {
+		t.Fatal("nothing was submitted")
+	}
+	p.post(s.tag, s.gen, 0, 0)
+	c.reapMu.Unlock()
+	c.Abandon()
+	if err := <-result; err != nil {
+		t.Errorf("completed request ended with %v", err)
+	}
+	r.Release()
+}
+
+// TestSegmentsAreSealed tries what a hostile host could try with the descriptors it was given.
+func TestSegmentsAreSealed(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: 2 * MaxPayload})
+	defer c.Close()
+	submit, complete := c.Files()
+	for _, f := range []*os.File{submit, complete} {
+		for _, size := range []int64{0, 1 << 30} {
+			if err := f.Truncate(size); !errors.Is(err, syscall.EPERM) {
+				t.Errorf("%s: truncate to %d: %v", f.Name(), size, err)
+			}
+		}
+	}
+	if _, err := submit.WriteAt([]byte{1}, 0); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("write to the submit segment: %v", err)
+	}
+	if mem, err := unix.Mmap(int(submit.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("writable mapping of the submit segment: %v", err)
+		_ = unix.Munmap(mem)
+	}
+	mem, err := unix.Mmap(int(submit.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(mem) }()
+	if err := unix.Mprotect(mem, unix.PROT_READ|unix.PROT_WRITE); err == nil {
+		t.Error("the submit segment could be made writable")
+	}
+	if err := unix.Fallocate(int(submit.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096); err == nil {
+		t.Error("a hole could be punched into the submit segment")
+	}
+}
+
+// TestCloseFreesEverything counts mappings and descriptors. Not parallel: it looks at the whole process.
+func TestCloseFreesEverything(t *testing.T) {
+	count := func() int {
+		maps, err := os.ReadFile("/proc/self/maps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := strings.Count(string(maps), "memfd:tcmur-")
+		for _, e := range fds {
+			if l, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.Contains(l, "memfd:tcmur-") {
+				n++
+			}
+		}
+		return n
+	}
+	before := count()
+	c := newChannel(t, Options{})
+	if count() <= before {
+		t.Fatal("the count sees nothing of an open channel")
+	}
+	r, err := c.Get(OpWrite, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	r.Payload()[9] = 1 // still ours
+	r.Release()
+	c.Close()
+	if n := count(); n != before {
+		t.Errorf("%d mappings and descriptors are left", n-before)
+	}
+}
+
+// TestHostileCompletions posts completions that no honest host would.
+func TestHostileCompletions(t *testing.T) {
+	t.Parallel()
+	var faults atomic.Int32
+	c := newChannel(t, Options{Memory: 2 * MaxPayload, Fault: func(error) { faults.Add(1) }})
+	p := newPeer(t, c)
+	r, _ := c.Get(OpFlush, 0)
+	var dones atomic.Int32
+	done := make(chan struct{}, 10)
+	r.Done = func(*Request) { dones.Add(1); done <- struct{}{} }
+	c.Submit(r)
+	s, _ := p.take()
+	p.post(RingEntries, 1, 0, 0)           // no such tag
+	p.post(1<<32-1, 1, 0, 0)               // no such tag
+	p.post(s.tag, s.gen+1, 0, 0)           // a use to come
+	p.post(s.tag, s.gen-1, 0, 0)           // a use that is over
+	p.post((s.tag+1)%RingEntries, 0, 0, 0) // a tag that is not in flight
+	p.post(s.tag, s.gen, 0, 0)
+	<-done
+	p.post(s.tag, s.gen, 0, 0) // twice
+	for deadline := time.Now().Add(testDeadline); faults.Load() < 6; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of 6 violations were noticed", faults.Load())
+		}
+	}
+	if n := dones.Load(); n != 1 {
+		t.Errorf("Done was called %d times", n)
+	}
+	r.Release()
+}
+
+// FuzzCompletions scribbles over everything that a host can write while requests are in flight: nothing crashes, each
+// request ends exactly once, and Close returns.
+func FuzzCompletions(f *testing.F) {
+	entry := binary.LittleEndian.AppendUint64(nil, 1)
+	entry = binary.LittleEndian.AppendUint64(entry, 1<<32|3)
+	f.Add(uint16(4096), entry)
+	f.Add(uint16(64), []byte{1, 2, 3, 4})
+	f.Add(uint16(0), bytes.Repeat([]byte{0xff}, 30000))
+	f.Fuzz(func(t *testing.T, at uint16, scribble []byte) {
+		c := newChannel(t, Options{Memory: 2 * MaxPayload})
+		p := newPeer(t, c)
+		const n = 8
+		var ended [n]atomic.Int32
+		var all sync.WaitGroup
+		requests := make([]*Request, n)
+		for i := range requests {
+			r, err := c.Get(OpRead, 100)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.Add(1)
+			r.Done = func(*Request) { ended[i].Add(1); all.Done() }
+			requests[i] = r
+		}
+		c.Submit(requests...)
+		copy(p.complete.mem[at:], scribble)
+		p.complete.futexWake(offCQBell, 1)
+		c.Reap()
+		c.Abandon()
+		all.Wait()
+		for i, r := range requests {
+			if got := ended[i].Load(); got != 1 {
+				t.Errorf("request %d ended %d times", i, got)
+			}
+			r.Release()
+		}
+	})
+}
+
+// BenchmarkRoundTrip is one 4 KiB read at a time through both rings, with both sides asleep in between.
+func BenchmarkRoundTrip(b *testing.B) {
+	c := newChannel(b, Options{})
+	p := newPeer(b, c)
+	(&memory{data: make([]byte, 1<<20)}).serve(p, 1)
+	done := make(chan struct{})
+	for b.Loop() {
+		r, err := c.Get(OpRead, 4096)
+		if err != nil {
+			b.Fatal(err)
+		}
+		r.Done = func(*Request) { done <- struct{}{} }
+		c.Submit(r)
+		<-done
+		r.Release()
+	}
+}
