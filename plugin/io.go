@@ -152,7 +152,7 @@ func signal(r *shared.Request) { r.User.(chan struct{}) <- struct{}{} }
 func (d *Device) request(op shared.Op, p []byte, off int64) error {
 	r, err := d.handler.host.channel.Get(op, uint64(len(p)))
 	if err != nil {
-		return d.requestError(op, p, off, err, StatusHWError)
+		return d.requestError(op, len(p), off, err, StatusHWError)
 	}
 	r.Device, r.Offset = uint32(d.minor), uint64(off)
 	if op == shared.OpWrite {
@@ -169,14 +169,14 @@ func (d *Device) request(op shared.Op, p []byte, off int64) error {
 	err, sts := r.Err, Status(r.STS)
 	r.Release()
 	if err != nil {
-		return d.requestError(op, p, off, err, sts)
+		return d.requestError(op, len(p), off, err, sts)
 	}
 	return nil
 }
 
 // requestError is the one place where a failed request becomes an errno.
-func (d *Device) requestError(op shared.Op, p []byte, off int64, err error, sts Status) error {
-	what := fmt.Sprintf("%s: %s of %d bytes at %d", d.name, op, len(p), off)
+func (d *Device) requestError(op shared.Op, n int, off int64, err error, sts Status) error {
+	what := fmt.Sprintf("%s: %s of %d bytes at %d", d.name, op, n, off)
 	if op == shared.OpFlush {
 		what = d.name + ": flush"
 	}

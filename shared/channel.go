@@ -11,7 +11,7 @@
 // A Channel serves one instance of a host. When that host dies, Abandon ends every request that it had not completed;
 // the next host gets a new Channel.
 //
-// Lock order: reapMu, then sqMu; memMu is taken alone. No lock is held while a request's Done runs.
+// Lock order: reapMu, then sqMu; memMu and waitMu are taken alone. No lock is held while a request's Done runs.
 package shared
 
 import (
@@ -60,9 +60,16 @@ type Channel struct {
 	sqTail uint64
 	gone   bool // Abandon was called: nothing is published any more, the segments are not touched any more
 
+	unrung int // published since the last doorbell
+
 	reapMu sync.Mutex
-	cqHead uint64
-	reaped bool // Abandon took the last completions
+	cqHead atomic.Uint64 // written under reapMu
+	reaped bool          // Abandon took the last completions
+
+	waitMu   sync.Mutex
+	asleep   bool // the completion thread sleeps on cq_bell, or is about to
+	spinners int  // goroutines in Spin: they take the completions, so the host need not wake anybody
+	freed    bool // the segments are unmapped, or about to be: nobody may begin to spin
 
 	requests [RingEntries]Request // by tag; each belongs to whoever Get gave it to
 
@@ -249,23 +256,37 @@ func (r *Request) Release() {
 // Submit sends requests to the host with one doorbell for all of them. Each one's Done is called in any case; on an
 // abandoned channel at once, with ErrPeerGone.
 func (c *Channel) Submit(requests ...*Request) {
+	for _, r := range requests {
+		c.Push(r)
+	}
+	c.Kick()
+}
+
+// Push sends a request without ringing the doorbell: Kick must follow, or the host may never look. Done is called in any
+// case; on an abandoned channel at once, with ErrPeerGone.
+func (c *Channel) Push(r *Request) {
 	c.sqMu.Lock()
 	if c.gone {
 		c.sqMu.Unlock()
-		for _, r := range requests {
-			r.finish(ErrPeerGone)
-		}
+		r.finish(ErrPeerGone)
 		return
 	}
-	for _, r := range requests {
-		c.publish(r)
-	}
+	c.publish(r)
+	c.unrung++
+	c.sqMu.Unlock()
+}
+
+// Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep.
+func (c *Channel) Kick() {
+	c.sqMu.Lock()
 	// publish ended with a sequentially consistent store: either the host's worker sees the entry in its second look, or
-	// this load sees the worker. Still under sqMu, because the requests may be complete and released by now, and the
-	// lock is what keeps the segments mapped.
-	if c.complete.load32(offSQSleepers) > 0 {
-		c.ring(len(requests))
+	// this load sees the worker. Under sqMu, because the requests may be complete and released by now, and the lock is
+	// what keeps the segments mapped.
+	if c.unrung > 0 && !c.gone && c.complete.load32(offSQSleepers) > 0 {
+		atomic.AddUint32(c.submit.word32(offSQBell), 1)
+		c.submit.futexWake(offSQBell, c.unrung)
 	}
+	c.unrung = 0
 	c.sqMu.Unlock()
 }
 
@@ -288,12 +309,6 @@ func (c *Channel) publish(r *Request) {
 	s.store64(base+sqeSeq, c.sqTail)
 }
 
-// ring wakes up to n sleeping workers.
-func (c *Channel) ring(n int) {
-	atomic.AddUint32(c.submit.word32(offSQBell), 1)
-	c.submit.futexWake(offSQBell, n)
-}
-
 // completions is the completion thread: it reaps until the channel is closed, asleep on the host's bell in between.
 func (c *Channel) completions() {
 	runtime.LockOSThread()
@@ -302,13 +317,62 @@ func (c *Channel) completions() {
 		if c.Reap() > 0 {
 			continue
 		}
-		c.submit.store32(offCQWaiting, 1)
+		c.announce(true)
 		bell := c.complete.load32(offCQBell)
 		if c.Reap() == 0 && !c.stopping.Load() {
 			c.complete.futexWait(offCQBell, bell)
 		}
-		c.submit.store32(offCQWaiting, 0)
+		c.announce(false)
 	}
+}
+
+// announce records that the completion thread goes to sleep or woke up.
+func (c *Channel) announce(asleep bool) {
+	c.waitMu.Lock()
+	c.asleep = asleep
+	c.updateWaiting()
+	c.waitMu.Unlock()
+}
+
+// updateWaiting tells the host whether it has to ring; it needs waitMu. The store is a full barrier: whoever causes it
+// looks at the ring once more after it.
+func (c *Channel) updateWaiting() {
+	var waiting uint32
+	if c.asleep && c.spinners == 0 {
+		waiting = 1
+	}
+	c.submit.store32(offCQWaiting, waiting)
+}
+
+// Spin reaps without sleeping, for at most the given time or until it has reaped something. For a caller whose request is
+// the only one in flight, a completion this way costs no wake-up. It reports whether anything was reaped.
+func (c *Channel) Spin(limit time.Duration) bool {
+	c.waitMu.Lock()
+	if c.freed {
+		c.waitMu.Unlock()
+		return false
+	}
+	c.spinners++
+	c.updateWaiting()
+	c.waitMu.Unlock()
+
+	for start := time.Now(); !c.posted() && time.Since(start) < limit; {
+		for i := 0; i < 16 && !c.posted(); i++ {
+			pause()
+		}
+	}
+
+	c.waitMu.Lock()
+	c.spinners--
+	c.updateWaiting()
+	c.waitMu.Unlock()
+	return c.Reap() > 0
+}
+
+// posted tells, without a lock, whether the next completion is there: a hint.
+func (c *Channel) posted() bool {
+	head := c.cqHead.Load()
+	return c.complete.load64(ringOffset+int(head%RingEntries)*cqeSize+cqeSeq) == head+1
 }
 
 // Reap takes every completion that the host has posted, calls Done for each, and returns how many it was.
@@ -330,13 +394,14 @@ func (c *Channel) reap(done []*Request) []*Request {
 	}
 	s := c.complete
 	for range RingEntries { // a hostile host cannot keep us here for longer
-		base := ringOffset + int(c.cqHead%RingEntries)*cqeSize
-		if s.load64(base+cqeSeq) != c.cqHead+1 {
+		head := c.cqHead.Load()
+		base := ringOffset + int(head%RingEntries)*cqeSize
+		if s.load64(base+cqeSeq) != head+1 {
 			break
 		}
 		tag, gen := s.load32(base+cqeTag), s.load32(base+cqeGen)
 		sts, errno := int32(s.load32(base+cqeSTS)), s.load32(base+cqeError)
-		c.cqHead++
+		c.cqHead.Store(head + 1)
 		if tag >= RingEntries {
 			c.violation("completion of tag %d, which does not exist", tag)
 			continue
@@ -443,9 +508,16 @@ func (c *Channel) Close() {
 	}
 }
 
-// free unmaps the segments. Nobody holds a payload any more; sqMu and reapMu wait out whoever is still looking at the
-// rings.
+// free unmaps the segments. Nobody holds a payload any more; it waits out whoever is still looking at the rings.
 func (c *Channel) free() {
+	c.waitMu.Lock()
+	c.freed = true
+	for c.spinners > 0 {
+		c.waitMu.Unlock()
+		runtime.Gosched()
+		c.waitMu.Lock()
+	}
+	c.waitMu.Unlock()
 	c.reapMu.Lock()
 	c.sqMu.Lock()
 	c.submit.unmap()

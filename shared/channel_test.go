@@ -379,6 +379,48 @@ func FuzzCompletions(f *testing.F) {
 	})
 }
 
+// TestSpin takes completions by spinning while the completion thread sleeps, and sees that no completion is lost at the
+// change from one to the other.
+func TestSpin(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: 2 * MaxPayload})
+	p := newPeer(t, c)
+	slow := make(chan struct{})
+	p.serve(2, func(s submission) uint32 {
+		if s.offset == 1 {
+			<-slow
+		}
+		return 0
+	})
+	for i := range 2000 {
+		r, err := c.Get(OpFlush, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%100 == 99 {
+			r.Offset = 1 // completes after the spinning has ended
+		}
+		done := make(chan struct{})
+		r.Done = func(*Request) { close(done) }
+		c.Push(r)
+		c.Kick()
+		c.Spin(50 * time.Microsecond)
+		if i%100 == 99 {
+			slow <- struct{}{}
+		}
+		select {
+		case <-done:
+		case <-time.After(testDeadline):
+			t.Fatalf("request %d did not end", i)
+		}
+		r.Release()
+	}
+	c.Close()
+	if c.Spin(time.Second) {
+		t.Error("a closed channel had completions")
+	}
+}
+
 // BenchmarkRoundTrip is one 4 KiB read at a time through both rings, with both sides asleep in between.
 func BenchmarkRoundTrip(b *testing.B) {
 	c := newChannel(b, Options{})

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make help tells what there is. What is built lies in bin/ and lib/, intermediate files in .cache/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+GO ?= go
+PREFIX ?= /usr/local
+DESTDIR ?=
+CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
+CFLAGS ?= -O2 -g
+
+build := .cache/build
+logs := .cache/log
+tools := .cache/bin
+
+programs := bin/fuse_tcmur bin/tcmur-host
+handlers := lib/tcmu-runner/handler_ram.so lib/tcmu-runner/handler_file.so
+
+.PHONY: all
+all: $(programs) $(handlers) ## build the two programs and the handlers (the default)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What things are made of besides files: compiler flags, the set of source files, the version. $(call remember,FILE,TEXT)
+# writes TEXT to FILE unless that is in it already; what depends on FILE is then rebuilt when TEXT changes, and only then.
+# It works while this file is read, not in a recipe, so that an unchanged tree has nothing to do.
+
+same = $(and $(findstring <$1>,<$2>),$(findstring <$2>,<$1>))
+remember = $(if $(call same,$(file <$1),$2),,$(shell mkdir -p $(dir $1))$(file >$1,$2))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Handlers
+
+c_flags := -std=gnu11 -Wall -Wextra -pthread $(CFLAGS)
+# Only the entry point and the handler's struct are visible: two handlers in one process must not meet. Everything is
+# bound when the handler is loaded, so that what a host lacks is noticed there and not in the middle of a request.
+so_flags := -fPIC -fvisibility=hidden
+so_link := -shared -pthread -Wl,-z,now -Wl,-z,relro $(LDFLAGS)
+
+common := backing config fd_io pattern
+ram_objects := $(patsubst %,$(build)/handlers/%.o,ram memory $(common))
+file_objects := $(patsubst %,$(build)/handlers/%.o,file $(common))
+
+$(call remember,$(build)/c-flags,$(CC) $(c_flags) $(so_flags) $(so_link))
+
+lib/tcmu-runner/handler_ram.so: $(ram_objects)
+lib/tcmu-runner/handler_file.so: $(file_objects)
+$(handlers): $(build)/c-flags
+	@mkdir -p $(@D)
+	$(CC) $(so_link) -o $@ $(filter %.o,$^)
+
+$(build)/handlers/%.o: plugin/handlers/%.c $(build)/c-flags
+	@mkdir -p $(@D)
+	$(CC) $(c_flags) $(so_flags) -MMD -MP -c -o $@ $<
+
+-include $(wildcard $(build)/handlers/*.d)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Programs. Go alone knows what a program consists of: .ci/go-prerequisites asks it after each build and writes
+# PROGRAM.mk. That stays true until one of the files in it changes, except for files that are added to the packages'
+# folders: those are looked up here.
+
+-include $(build)/fuse_tcmur.mk $(build)/tcmur-host.mk
+
+sources = $(sort go.mod go.sum $($1.files) \
+	$(filter-out %_test.go,$(foreach dir,$($1.go-dirs),$(wildcard $(dir)/*.go $(dir)/*.s))) \
+	$(foreach dir,$($1.c-dirs),$(wildcard $(dir)/*.c $(dir)/*.h)))
+
+# The commit, and not whether the tree differs from it, which alone must not lead to a build. The recipe adds that.
+commit := $(shell git describe --tags --always 2>/dev/null)
+go_settings := $(shell $(GO) env GOVERSION GOFLAGS GOARCH CGO_CFLAGS CGO_LDFLAGS 2>/dev/null)
+$(call remember,$(build)/go-flags,$(strip $(CC) $(go_settings) $(commit)))
+
+bin/fuse_tcmur: $(call sources,fuse_tcmur)
+bin/tcmur-host: $(call sources,tcmur-host)
+# No C in the front, not even libc's resolver.
+bin/fuse_tcmur: cgo := 0
+bin/tcmur-host: cgo := 1
+$(programs): $(build)/go-flags
+	@mkdir -p $(@D)
+	CGO_ENABLED=$(cgo) CC='$(CC)' $(GO) build -trimpath -buildvcs=false \
+		-ldflags "-X main.version=$$(git describe --tags --always --dirty 2>/dev/null || true)" -o $@ ./cmd/$(@F)
+	@GO='$(GO)' CC='$(CC)' CGO_ENABLED=$(cgo) .ci/go-prerequisites $(@F) ./cmd/$(@F) >$(build)/$(@F).mk
+	@touch $@ # go leaves a program alone that would come out the same
+
+# Without PROGRAM.mk nothing is known about what the program is made of: build it.
+.PHONY: unknown
+$(foreach name,$(notdir $(programs)),$(if $($(name).files),,$(eval bin/$(name): unknown)))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running
+
+.PHONY: run
+run: all ## serve /tcmur in the foreground, with handler ram and device 0; RUN_FLAGS adds flags
+	@.ci/packages --wanted tcmu-runner qemu-utils e2fsprogs
+	@exec bin/fuse_tcmur --hints --command 'load ram' --command 'add 0 /ram/@' $(RUN_FLAGS)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tests
+
+go_test = GO='$(GO)' TCMUR_BIN='$(CURDIR)/bin' .ci/go-test
+go_dirs := cmd fusetree plugin shared
+
+.PHONY: test
+test: deps all format-check vet generated-check test-c test-go ## run all tests; installs what they need
+	@echo 'make test: all passed'
+
+.PHONY: deps
+deps: # install the Debian packages that the tests need
+	@.ci/packages e2fsprogs fio protobuf-compiler qemu-utils tcmu-runner xfsprogs
+
+.PHONY: test-go
+test-go: all ## run the Go tests only, with the race detector and then on one processor
+	$(go_test) $(logs)/race.log -race -timeout 15m ./...
+	GOMAXPROCS=1 $(go_test) $(logs)/one-processor.log -timeout 10m ./shared/... ./plugin/... ./fusetree/...
+
+.PHONY: format-check
+format-check:
+	@files=$$(gofmt -l $(go_dirs)); [ -z "$$files" ] || { echo "not formatted (run gofmt -w):" $$files >&2; exit 1; }
+
+.PHONY: vet
+vet:
+	$(GO) vet ./...
+
+# The handlers in a host of their own: as they are shipped, and once more with sanitizers.
+sanitizers := -fsanitize=address,undefined -fno-sanitize-recover=all
+c_test := $(build)/handlers/handler_test
+asan := $(build)/asan
+c_test_asan := $(asan)/handler_test $(asan)/handler_ram.so $(asan)/handler_file.so
+
+.PHONY: test-c
+test-c: $(handlers) $(c_test) $(c_test_asan) ## run the tests of our handlers only
+	@.ci/c-test $(c_test) lib/tcmu-runner
+	@.ci/c-test $(asan)/handler_test $(asan)
+
+$(c_test) $(asan)/handler_test: plugin/handlers/handler_test.c
+	@mkdir -p $(@D)
+	$(CC) $(c_flags) $(if $(findstring $(asan),$@),$(sanitizers)) $(LDFLAGS) -rdynamic -o $@ $<
+
+$(asan)/handler_ram.so: $(ram_objects:$(build)/handlers/%.o=plugin/handlers/%.c)
+$(asan)/handler_file.so: $(file_objects:$(build)/handlers/%.o=plugin/handlers/%.c)
+$(asan)/handler_%.so: plugin/handlers/%.c
+	@mkdir -p $(@D)
+	$(CC) $(c_flags) $(so_flags) $(sanitizers) $(so_link) -o $@ $(filter %.c,$^)
+
+$(c_test) $(c_test_asan): $(build)/c-flags $(wildcard plugin/handlers/*.h)
+
+.PHONY: soak
+soak: deps all ## run the tests again and again for SOAK_MINUTES (60), with those that are too long for make test
+	@end=$$(($$(date +%s) + 60 * $${SOAK_MINUTES:-60})); round=0; \
+	while [ $$(date +%s) -lt $$end ]; do \
+		round=$$((round + 1)); echo "round $$round"; \
+		$(go_test) $(logs)/soak.log -race -tags soak -timeout 60m ./...; \
+		$(MAKE) --no-print-directory test-c; \
+	done
+
+.PHONY: bench
+bench: all ## run the benchmarks
+	TCMUR_BIN='$(CURDIR)/bin' $(GO) test -run '^$$' -bench . -benchmem ./...
+	@if [ -d cmd/fuse_tcmur/bench ]; then $(GO) run ./cmd/fuse_tcmur/bench $(BENCH_FLAGS); \
+	else echo 'There is no benchmark of whole devices yet.'; fi
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lint
+
+golangci := $(tools)/golangci-lint-2.12.2
+c_files := $(wildcard cmd/tcmur-host/*.c plugin/handlers/*.c plugin/testdata/*.c)
+h_files := $(wildcard cmd/tcmur-host/*.h plugin/handlers/*.h shared/*.h)
+
+.PHONY: lint
+lint: format-check vet lint-c $(golangci) ## check style, mistakes and the direction of imports
+	@for script in .ci/run .ci/packages .ci/generate .ci/go-test .ci/go-prerequisites .ci/c-test; do bash -n $$script; done
+	$(golangci) run ./...
+
+# Warnings are errors here and not in the build: another compiler's new warning must keep nobody from building.
+.PHONY: lint-c
+lint-c:
+	@.ci/packages --wanted clang-format
+	@if command -v clang-format >/dev/null; then clang-format --dry-run -Werror $(c_files) $(h_files); \
+	else echo 'no clang-format: the format of C files is not checked'; fi
+	@for file in $(c_files); do \
+		$(CC) $(c_flags) -Werror -Iplugin/handlers -c -o /dev/null $$file; done
+	@for file in $(h_files); do \
+		$(CC) $(c_flags) -Werror -x c -fsyntax-only -include $$file /dev/null; done
+
+$(golangci):
+	GOBIN='$(CURDIR)/$(tools)' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.2
+	@mv $(tools)/golangci-lint $@
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generated code
+
+.PHONY: generate generated-check
+generate: ## generate the code of the control protocol anew
+	@.ci/packages protobuf-compiler
+	GO='$(GO)' .ci/generate
+generated-check:
+	GO='$(GO)' .ci/generate --check
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Installation. The front finds the handlers by ../lib from its own folder.
+
+bindir := $(DESTDIR)$(PREFIX)/bin
+libdir := $(DESTDIR)$(PREFIX)/lib/tcmu-runner
+
+.PHONY: install uninstall
+install: all ## install to DESTDIR and PREFIX (/usr/local)
+	install -d '$(bindir)' '$(libdir)'
+	install $(programs) '$(bindir)'
+	install -m 644 $(handlers) '$(libdir)'
+uninstall: ## remove what install has installed
+	rm -f $(patsubst %,'$(bindir)/%',$(notdir $(programs))) $(patsubst %,'$(libdir)/%',$(notdir $(handlers)))
+	[ ! -d '$(libdir)' ] || rmdir --ignore-fail-on-non-empty '$(libdir)'
+
+.PHONY: clean
+clean: ## remove what has been built (.cache/bin, the tools, stays)
+	rm -rf bin lib $(build) $(logs)
+
+.PHONY: help
+help: ## show this
+	@echo 'Targets:'
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r target text; do \
+		printf '  %-10s %s\n' "$$target" "$$text"; done

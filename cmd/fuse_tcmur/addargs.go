@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"math"
+	"strings"
+	"syscall"
+
+	"github.com/fuse-tcmur/fuse_tcmur/plugin"
+)
+
+// addArgs is what "add" was asked for.
+type addArgs struct {
+	minor   int
+	config  string // begins with '/'
+	options plugin.DeviceOptions
+}
+
+// addOption is one KEY=VALUE, or KEY alone where value is "", that "add" understands before the config string.
+type addOption struct {
+	key     string
+	value   string // what stands for the value in the help, "" if the option takes none
+	summary string
+	set     func(options *plugin.DeviceOptions, value string) error
+}
+
+// addOptions is the table of them: the parser, the help and the error messages all read it.
+func addOptions() []addOption {
+	return []addOption{
+		{"size", "BYTES", "size of the device, where the handler does not know it", func(o *plugin.DeviceOptions, v string) error {
+			size, err := parseSize(v)
+			o.Size = size
+			return err
+		}},
+		{"block_size", "BYTES", "logical block size", func(o *plugin.DeviceOptions, v string) (err error) {
+			o.BlockSize, err = parseSmallSize(v)
+			return err
+		}},
+		{"max_xfer", "BYTES", "largest request the handler is given", func(o *plugin.DeviceOptions, v string) (err error) {
+			o.MaxXfer, err = parseSmallSize(v)
+			return err
+		}},
+		{"ro", "", "read-only", func(o *plugin.DeviceOptions, _ string) error {
+			o.ReadOnly = true
+			return nil
+		}},
+	}
+}
+
+// parseSmallSize is parseSize for what must fit an int on every platform.
+func parseSmallSize(text string) (int, error) {
+	size, err := parseSize(text)
+	if err == nil && size > math.MaxInt32 {
+		return 0, failf(syscall.EINVAL, "%q is too large: less than 2G is possible here", text)
+	}
+	return int(size), err
+}
+
+// parseAdd reads MINOR [KEY=VALUE ...] /SUBTYPE/CFG. The config string begins at the first word that begins with '/'
+// and takes the rest of the text as it stands, blanks and '=' included.
+func parseAdd(text string) (addArgs, error) {
+	var args addArgs
+	word, rest := nextWord(text)
+	if word == "" || strings.HasPrefix(word, "/") {
+		return args, failf(syscall.EINVAL, "the minor number is missing: add MINOR [KEY=VALUE ...] /SUBTYPE/CFG")
+	}
+	minor, err := parseMinor(word)
+	if err != nil {
+		return args, err
+	}
+	args.minor = minor
+	given := map[string]bool{}
+	for !strings.HasPrefix(rest, "/") {
+		if word, rest = nextWord(rest); word == "" {
+			return args, failf(syscall.EINVAL, "the config string is missing: it begins with '/', for example /ram/@")
+		}
+		key, _, _ := strings.Cut(word, "=")
+		if given[key] {
+			return args, failf(syscall.EINVAL, "%s is given twice", key)
+		}
+		given[key] = true
+		if err := setAddOption(&args.options, word); err != nil {
+			return args, err
+		}
+	}
+	args.config = rest
+	return args, nil
+}
+
+// setAddOption applies one word of "add" that stands before the config string.
+func setAddOption(options *plugin.DeviceOptions, word string) error {
+	key, value, hasValue := strings.Cut(word, "=")
+	for _, option := range addOptions() {
+		switch {
+		case option.key != key:
+			continue
+		case option.value == "" && hasValue:
+			return failf(syscall.EINVAL, "%s takes no value", key)
+		case option.value != "" && value == "":
+			return failf(syscall.EINVAL, "%s needs a value: %s=%s", key, key, option.value)
+		}
+		if err := option.set(options, value); err != nil {
+			return failf(errnoOf(err), "%s: %w", key, err)
+		}
+		return nil
+	}
+	known := make([]string, 0, len(addOptions()))
+	for _, option := range addOptions() {
+		known = append(known, option.key)
+	}
+	return failf(syscall.EINVAL, "unknown option %q (known: %s); the config string begins with '/'",
+		word, strings.Join(known, ", "))
+}

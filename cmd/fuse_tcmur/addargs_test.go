@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fuse-tcmur/fuse_tcmur/plugin"
+)
+
+func TestParseAdd(t *testing.T) {
+	for text, want := range map[string]addArgs{
+		"0 /ram/@":              {minor: 0, config: "/ram/@"},
+		"0x1F   /ram/@":         {minor: 31, config: "/ram/@"},
+		"1 /file//a b = c.img":  {minor: 1, config: "/file//a b = c.img"},
+		"1 /rbd/p/i;conf=/x ro": {minor: 1, config: "/rbd/p/i;conf=/x ro"},
+		"2 ro size=1M block_size=4K max_xfer=64KiB /ram/@": {minor: 2, config: "/ram/@", options: plugin.DeviceOptions{
+			Size: 1 << 20, BlockSize: 4096, MaxXfer: 65536, ReadOnly: true,
+		}},
+	} {
+		got, err := parseAdd(text)
+		if err != nil {
+			t.Errorf("parseAdd(%q): %v", text, err)
+		}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(addArgs{})); diff != "" {
+			t.Errorf("parseAdd(%q): -want +got\n%s", text, diff)
+		}
+	}
+}
+
+func TestParseAddErrors(t *testing.T) {
+	for _, test := range []struct {
+		text  string
+		errno syscall.Errno
+		says  string
+	}{
+		{"", syscall.EINVAL, "minor number is missing"},
+		{"/ram/@", syscall.EINVAL, "minor number is missing"},
+		{"x /ram/@", syscall.EINVAL, "not a minor number"},
+		{"-1 /ram/@", syscall.ENODEV, "out of range"},
+		{"0", syscall.EINVAL, "config string is missing"},
+		{"0 size=1M", syscall.EINVAL, "config string is missing"},
+		{"0 ram/@", syscall.EINVAL, "known: size, block_size, max_xfer, ro"},
+		{"0 siez=1M /ram/@", syscall.EINVAL, "unknown option \"siez=1M\""},
+		{"0 size /ram/@", syscall.EINVAL, "size=BYTES"},
+		{"0 size= /ram/@", syscall.EINVAL, "size=BYTES"},
+		{"0 size=big /ram/@", syscall.EINVAL, "size: \"big\""},
+		{"0 ro=1 /ram/@", syscall.EINVAL, "ro takes no value"},
+		{"0 ro ro /ram/@", syscall.EINVAL, "given twice"},
+		{"0 size=1M size=2M /ram/@", syscall.EINVAL, "given twice"},
+		{"0 block_size=4G /ram/@", syscall.EINVAL, "too large"},
+	} {
+		_, err := parseAdd(test.text)
+		wantErrno(t, err, test.errno)
+		if err != nil && !strings.Contains(err.Error(), test.says) {
+			t.Errorf("parseAdd(%q): %q does not say %q", test.text, err, test.says)
+		}
+	}
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"syscall"
+
+	"github.com/fuse-tcmur/fuse_tcmur/fusetree"
+)
+
+// deviceMode is the mode of device nodes: like block devices, they are not for everybody to read.
+const deviceMode = 0o660
+
+// device is what the node of a device needs of plugin.Device; that is where the methods' contracts are written down.
+type device interface {
+	Name() string
+	Minor() int
+	Handler() string
+	Size() int64
+	BlockSize() int
+	ReadOnly() bool
+	ReadAt(p []byte, off int64) (int, error)
+	WriteAt(p []byte, off int64) (int, error)
+	Flush() error
+}
+
+// deviceNode is a device with its node: it translates file operations into block I/O.
+type deviceNode struct {
+	device device
+	gate   *gate
+	node   *fusetree.Node // set when the node is in the tree
+}
+
+// ops is the device's side of its node.
+func (n *deviceNode) ops() *fusetree.Ops {
+	return &fusetree.Ops{
+		Open:    n.open,
+		Release: n.release,
+		Read:    n.read,
+		Write:   n.write,
+		Fsync:   n.fsync,
+		// The size of a device does not change this way, and cp, dd and shells truncate what they write to.
+		Truncate: func(*fusetree.File, int64) error { return nil },
+	}
+}
+
+// open counts the open. EROFS: for writing, and the device is read-only. ESHUTDOWN: the program is stopping.
+func (n *deviceNode) open(file *fusetree.File) error {
+	writable := isWritable(file.Flags)
+	if writable && n.device.ReadOnly() {
+		return failf(syscall.EROFS, "%s is read-only", n.device.Name())
+	}
+	if err := n.gate.enterDevice(n, writable); err != nil {
+		return err
+	}
+	// Only this server changes the device, and only at the kernel's request: what the kernel has cached stays true.
+	file.KeepCache = true
+	return nil
+}
+
+func (n *deviceNode) release(file *fusetree.File) {
+	n.gate.leaveDevice(n, isWritable(file.Flags))
+}
+
+func (n *deviceNode) read(_ *fusetree.File, p []byte, off int64) (int, error) {
+	return n.device.ReadAt(p, off)
+}
+
+// write writes to the device. An error hides how much was written before it: a short count would hide the error, which
+// must reach the fsync of whoever wrote through the page cache.
+func (n *deviceNode) write(file *fusetree.File, p []byte, off int64, flags fusetree.WriteFlags) (int, error) {
+	written, err := n.device.WriteAt(p, off)
+	if err != nil {
+		return 0, err
+	}
+	// After a write on an O_DSYNC file the kernel sends FSYNC by itself, except to a node that was opened past the
+	// page cache: there the flag on the write is all that is to be seen.
+	if file.DirectIO && flags.DSync() {
+		if err := n.device.Flush(); err != nil {
+			return 0, err
+		}
+	}
+	return written, nil
+}
+
+func (n *deviceNode) fsync(*fusetree.File, bool) error { return n.device.Flush() }
+
+// isWritable tells from open(2) flags whether the file can be written to.
+func isWritable(flags uint32) bool { return flags&syscall.O_ACCMODE != syscall.O_RDONLY }

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/fuse-tcmur/fuse_tcmur/fusetree"
+	"github.com/fuse-tcmur/fuse_tcmur/plugin"
+)
+
+const (
+	// releaseGrace is how long a node that somebody just closed may take to become idle: close(2) returns, and loop
+	// devices and mounts go away, before the kernel tells the server.
+	releaseGrace = 500 * time.Millisecond
+	// undoTimeout bounds taking back what the first half of a failed command did.
+	undoTimeout = 30 * time.Second
+)
+
+// front joins the devices of a library to the nodes of a tree: what the commands act on.
+//
+// Its methods that change things are called by one command at a time, or after the last one.
+type front struct {
+	log  hclog.Logger
+	lib  library
+	tree nodeTree
+	gate *gate
+	sys  systemDirs
+	// mountpoint is absolute and has no symbolic links.
+	mountpoint string
+
+	devDir, sysDir, modulesDir *fusetree.Node
+
+	mu      sync.Mutex // guards the fields below
+	nodes   map[int]*deviceNode
+	modules map[string]bool // the directories in /sys/modules
+
+	exitOnce sync.Once
+	// exitRequested is closed by the exit command.
+	exitRequested chan struct{}
+}
+
+// systemDirs is where the kernel shows its state, which tests put elsewhere.
+type systemDirs struct{ proc, sys string }
+
+// newFront makes the tree's fixed nodes except the command node, which needs an interpreter first.
+func newFront(lib library, tree nodeTree, mountpoint string, dirs systemDirs, log hclog.Logger) (*front, error) {
+	f := &front{
+		log: log, lib: lib, tree: tree, gate: newGate(), sys: dirs, mountpoint: mountpoint,
+		nodes: map[int]*deviceNode{}, modules: map[string]bool{}, exitRequested: make(chan struct{}),
+	}
+	var devErr, sysErr, modulesErr error
+	f.devDir, devErr = tree.Mkdir("dev", tree.Root())
+	f.sysDir, sysErr = tree.Mkdir("sys", tree.Root())
+	if sysErr == nil {
+		f.modulesDir, modulesErr = tree.Mkdir("modules", f.sysDir)
+	}
+	return f, errors.Join(devErr, sysErr, modulesErr)
+}
+
+// load loads a handler and shows it in /sys/modules. Errors: those of plugin.Library.LoadHandler and of the tree.
+func (f *front) load(ctx context.Context, out io.Writer, subtype string) error {
+	if err := f.lib.LoadHandler(ctx, subtype); err != nil {
+		return err
+	}
+	if _, err := f.tree.Mkdir(subtype, f.modulesDir); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		return errors.Join(err, f.lib.UnloadHandler(undo, subtype))
+	}
+	f.mu.Lock()
+	f.modules[subtype] = true
+	f.mu.Unlock()
+	for _, handler := range f.lib.Handlers() {
+		if handler.Subtype == subtype {
+			_, _ = fmt.Fprintf(out, "%s: loaded %s into process %d\n", subtype, handler.Path, handler.PID)
+		}
+	}
+	return nil
+}
+
+// unload unloads a handler without devices. Errors: those of plugin.Library.UnloadHandler.
+func (f *front) unload(ctx context.Context, subtype string) error {
+	if err := f.lib.UnloadHandler(ctx, subtype); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	delete(f.modules, subtype)
+	f.mu.Unlock()
+	return f.tree.Rmdir(subtype, f.modulesDir)
+}
+
+// add makes a device and its node. Errors: those of plugin.Library.AddDevice and of the tree.
+func (f *front) add(ctx context.Context, out io.Writer, args addArgs) error {
+	device, err := f.lib.AddDevice(ctx, args.minor, args.config, args.options)
+	if err != nil {
+		return err
+	}
+	if err := f.addNode(device); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		return errors.Join(err, f.lib.RemoveDevice(undo, args.minor))
+	}
+	mode := ""
+	if device.ReadOnly() {
+		mode = ", read-only"
+	}
+	_, _ = fmt.Fprintf(out, "%s: %s, %d bytes in blocks of %d%s\n", device.Name(), f.nodePath(device.Name()),
+		device.Size(), device.BlockSize(), mode)
+	return nil
+}
+
+// remove takes a device away that nobody has open. EBUSY: somebody has. ENODEV: there is none. Any other error comes
+// from the device's last flush: the device is gone then, but not all of its data may have arrived.
+func (f *front) remove(ctx context.Context, minor int) error {
+	node := f.node(minor)
+	if node == nil {
+		return f.lib.RemoveDevice(ctx, minor) // finds the words for what is wrong with this minor
+	}
+	if err := f.removeNode(ctx, node); err != nil {
+		return err
+	}
+	err := f.lib.RemoveDevice(ctx, minor)
+	if err != nil && f.lib.HasDevice(minor) {
+		// Still there, with requests that do not end: it must stay reachable for another try.
+		return errors.Join(err, f.addNode(node.device))
+	}
+	return err
+}
+
+// addNode makes the node of a device.
+func (f *front) addNode(device device) error {
+	node := &deviceNode{device: device, gate: f.gate}
+	var err error
+	node.node, err = f.tree.Add(device.Name(), f.devDir, deviceMode, node.ops(), node)
+	if err != nil {
+		return err
+	}
+	node.node.UpdateSize(device.Size())
+	node.node.UpdateBlockSize(device.BlockSize())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.nodes[device.Minor()] = node
+	return nil
+}
+
+// removeNode takes the node of a device out of the tree when nobody has it open (EBUSY otherwise). A close(2) just
+// before it counts as closed, even if the kernel has not said so yet.
+func (f *front) removeNode(ctx context.Context, node *deviceNode) error {
+	name := node.device.Name()
+	ctx, cancel := context.WithTimeout(ctx, releaseGrace)
+	defer cancel()
+	// The tree waits for a close(2) that it has seen. A loop device lets go of its file without one.
+	retry := time.NewTicker(10 * time.Millisecond)
+	defer retry.Stop()
+	for {
+		err := f.tree.Remove(name, f.devDir)
+		if err == nil {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			delete(f.nodes, node.device.Minor())
+			return nil
+		}
+		if !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			return failf(syscall.EBUSY, "%s; unmount or close it first", f.describeOpen(name, node.node.OpenCount()))
+		}
+	}
+}
+
+// node is the node of the device with this minor, nil if there is none.
+func (f *front) node(minor int) *deviceNode {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.nodes[minor]
+}
+
+// allNodes lists the device nodes in no order.
+func (f *front) allNodes() []*deviceNode {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	nodes := make([]*deviceNode, 0, len(f.nodes))
+	for _, node := range f.nodes {
+		nodes = append(nodes, node)
+	}
+	return nodes
+}
+
+// allModules lists the subtypes in /sys/modules in no order.
+func (f *front) allModules() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.modules))
+}
+
+// dump is the tree in words.
+func (f *front) dump() string { return f.tree.Format() }
+
+// requestExit makes the program stop, unless a device is in use (EBUSY). When it succeeds, nothing can be opened any
+// more.
+func (f *front) requestExit() error {
+	if open := f.gate.shutWhenIdle(releaseGrace); len(open) > 0 {
+		return failf(syscall.EBUSY, "in use: %s; unmount or close first", f.describeAllOpen(open))
+	}
+	f.exitOnce.Do(func() { close(f.exitRequested) })
+	return nil
+}
+
+// nodePath is where users find a device node.
+func (f *front) nodePath(name string) string { return f.mountpoint + "/dev/" + name }
+
+// ownMount finds out where this program's mount can be reached.
+func (f *front) ownMount() ownMount { return findOwnMount(f.sys.proc, f.mountpoint) }
+
+// describeOpen says how often a node is open, and by whom as far as that can be seen.
+func (f *front) describeOpen(name string, opens int) string {
+	text := fmt.Sprintf("%s is open %d times", name, opens)
+	if opens == 1 {
+		text = name + " is open once"
+	}
+	if holders := findHolders(f.sys, f.nodePath(name)); len(holders) > 0 {
+		text += " (" + strings.Join(holders, ", ") + ")"
+	}
+	return text
+}
+
+// describeAllOpen is describeOpen for several nodes.
+func (f *front) describeAllOpen(open []openDevice) string {
+	texts := make([]string, 0, len(open))
+	for _, device := range open {
+		texts = append(texts, f.describeOpen(device.name, device.opens))
+	}
+	return strings.Join(texts, "; ")
+}
+
+// The two libraries as this program sees them; tests put their own in place.
+type (
+	library interface {
+		LoadHandler(ctx context.Context, subtype string) error
+		UnloadHandler(ctx context.Context, subtype string) error
+		AddDevice(ctx context.Context, minor int, config string, options plugin.DeviceOptions) (device, error)
+		RemoveDevice(ctx context.Context, minor int) error
+		HasDevice(minor int) bool
+		Handlers() []plugin.HandlerInfo
+		Shutdown(ctx context.Context) error
+	}
+	nodeTree interface {
+		Root() *fusetree.Node
+		Add(name string, parent *fusetree.Node, mode uint32, ops *fusetree.Ops, data any) (*fusetree.Node, error)
+		Remove(name string, parent *fusetree.Node) error
+		Detach(name string, parent *fusetree.Node) error
+		Mkdir(name string, parent *fusetree.Node) (*fusetree.Node, error)
+		Rmdir(name string, parent *fusetree.Node) error
+		Format() string
+	}
+)

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+
+	"github.com/fuse-tcmur/fuse_tcmur/plugin"
+)
+
+// options is the command line.
+type options struct {
+	mountpoint string
+	prefixes   []string
+	hostBinary string
+	maxMinors  int
+	start      startList
+	logLevel   string
+	logFormat  string
+	hints      bool
+}
+
+// startItem is something to run once mounted: a command, or a file of commands.
+type startItem struct {
+	command string
+	file    string // absolute path, "" for a command
+}
+
+// startList is what -c and --source collect, in the order of the command line.
+type startList []startItem
+
+// commandFlag and sourceFlag are the two flags that append to one list (pflag.Value).
+type (
+	commandFlag struct{ list *startList }
+	sourceFlag  struct{ list *startList }
+)
+
+func (f commandFlag) String() string { return "" }
+func (f commandFlag) Type() string   { return "command" }
+func (f commandFlag) Set(value string) error {
+	*f.list = append(*f.list, startItem{command: value})
+	return nil
+}
+
+func (f sourceFlag) String() string { return "" }
+func (f sourceFlag) Type() string   { return "file" }
+func (f sourceFlag) Set(value string) error {
+	path, err := filepath.Abs(value)
+	if err != nil {
+		return err
+	}
+	*f.list = append(*f.list, startItem{file: path})
+	return nil
+}
+
+// newRootCommand is the command line as users see it. Its errors carry an exit status, except those of the flag parser.
+func newRootCommand() *cobra.Command {
+	var opts options
+	ownDir := ownDirectory()
+	cmd := &cobra.Command{
+		Use:   "fuse_tcmur [flags]",
+		Short: "Access tcmu-runner storage handlers through a FUSE mount",
+		Long: "fuse_tcmur mounts a tree in which each device of a tcmu-runner storage handler (handler_*.so) is a\n" +
+			"regular file, MOUNTPOINT/dev/SUBTYPE000. It serves in the foreground until SIGINT, SIGTERM, the command\n" +
+			"'exit', or an umount from outside. Each handler runs in a process of its own.\n\n" +
+			"Commands are written to MOUNTPOINT/dev/tcmur; write(2) fails with the first failing command's errno:\n" +
+			"  echo load ram > /tcmur/dev/tcmur\n\n" + helpText(),
+		Example: "  fuse_tcmur -c 'load ram' -c 'add 0 size=4G /ram/@'\n" +
+			"  mkfs.ext4 /tcmur/dev/ram000 && mount /tcmur/dev/ram000 /mnt",
+		Args:          cobra.NoArgs,
+		Version:       versionString(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PreRunE: func(*cobra.Command, []string) error {
+			return withStatus(exitUsage, opts.complete())
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := opts.newLogger(cmd.ErrOrStderr())
+			becomeIOFlusher(log)
+			return serve(&opts, cmd.OutOrStdout(), log)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&opts.mountpoint, "mountpoint", defaultMountpoint, "`directory` to mount on; made if it is missing")
+	flags.StringArrayVar(&opts.prefixes, "handler-prefix", defaultHandlerPrefixes(ownDir),
+		"where handlers lie: `prefix` SUBTYPE \".so\"; may be repeated, the first match is loaded")
+	flags.StringVar(&opts.hostBinary, "host-binary", defaultHostBinary(ownDir), "`path` of tcmur-host")
+	flags.IntVar(&opts.maxMinors, "max-minors", defaultMaxMinors, "`number` of minors there are, from 0 on")
+	flags.VarP(commandFlag{&opts.start}, "command", "c",
+		"run a command once mounted; may be repeated; if it fails, so does the start")
+	flags.Var(sourceFlag{&opts.start}, "source",
+		"run the commands in a file once mounted, in order with the -c commands; may be repeated")
+	flags.StringVar(&opts.logLevel, "log-level", "info", "least `level` that goes to stderr: trace, debug, info, warn or error")
+	flags.StringVar(&opts.logFormat, "log-format", "text", "`format` of the log: text or json")
+	flags.BoolVar(&opts.hints, "hints", false, "print what to try next, even if stdout is not a terminal")
+	cmd.SetVersionTemplate("fuse_tcmur {{.Version}}\n")
+	cmd.SetHelpTemplate(cmd.HelpTemplate() + exitStatusText)
+	return cmd
+}
+
+// logLevels are the values of --log-level, each with more to say than the next.
+var logLevels = []string{"trace", "debug", "info", "warn", "error"}
+
+// complete checks the options and makes the paths in them absolute, because serving leaves the working directory.
+func (o *options) complete() error {
+	var err error
+	switch {
+	case o.mountpoint == "":
+		return errors.New("--mountpoint must not be empty")
+	case o.maxMinors < 1 || o.maxMinors > plugin.LimitMaxMinors:
+		return fmt.Errorf("--max-minors %d: must be 1 to %d", o.maxMinors, plugin.LimitMaxMinors)
+	case !slices.Contains(logLevels, o.logLevel):
+		return fmt.Errorf("--log-level %q: must be one of %s", o.logLevel, strings.Join(logLevels, ", "))
+	case o.logFormat != "text" && o.logFormat != "json":
+		return fmt.Errorf("--log-format %q: must be text or json", o.logFormat)
+	}
+	if o.mountpoint, err = filepath.Abs(o.mountpoint); err != nil {
+		return fmt.Errorf("--mountpoint: %w", err)
+	}
+	if o.mountpoint == "/" {
+		return errors.New("--mountpoint: nothing can be mounted on /")
+	}
+	if o.hostBinary, err = filepath.Abs(o.hostBinary); err != nil {
+		return fmt.Errorf("--host-binary: %w", err)
+	}
+	workDir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	for i, prefix := range o.prefixes {
+		if !filepath.IsAbs(prefix) {
+			// Not filepath.Join: a slash at the end of a prefix means something.
+			o.prefixes[i] = workDir + "/" + prefix
+		}
+	}
+	return nil
+}
+
+// newLogger makes the program's log as the options want it.
+func (o *options) newLogger(output io.Writer) hclog.Logger {
+	return hclog.New(&hclog.LoggerOptions{
+		Name:       "fuse_tcmur",
+		Level:      hclog.LevelFromString(o.logLevel),
+		Output:     output,
+		JSONFormat: o.logFormat == "json",
+	})
+}

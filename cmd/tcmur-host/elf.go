@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"debug/elf"
+	"fmt"
+	"syscall"
+
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
+)
+
+// importSet holds the names that a shared object expects from the program around it.
+type importSet map[string]bool
+
+func (s importSet) any(names ...string) bool {
+	for _, name := range names {
+		if s[name] {
+			return true
+		}
+	}
+	return false
+}
+
+// objectFile is what the file of a shared object tells before it is loaded.
+type objectFile struct {
+	imports importSet
+	objects map[uint64]uint64 // sizes of data symbols by address, from .symtab; empty in stripped files
+}
+
+// readObject looks into the file. A file that is no ELF object gives an error; dlopen has the better words for it.
+func readObject(path string) (*objectFile, error) {
+	f, err := elf.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	defer f.Close()
+
+	o := &objectFile{imports: importSet{}, objects: map[uint64]uint64{}}
+	imported, err := f.ImportedSymbols()
+	if err != nil {
+		return nil, fmt.Errorf("read the imports of %s: %w", path, err)
+	}
+	for _, s := range imported {
+		o.imports[s.Name] = true
+	}
+	symbols, err := f.Symbols()
+	if err != nil {
+		return o, nil // stripped, as distributions do
+	}
+	for _, s := range symbols {
+		if elf.ST_TYPE(s.Info) == elf.STT_OBJECT && s.Size != 0 {
+			o.objects[s.Value] = s.Size
+		}
+	}
+	return o, nil
+}
+
+// rejectOld refuses objects built for tcmu-runner 1.4 and earlier, whose read and write are swapped. ENOEXEC: the file
+// is there and may be in order, but is not in a format that can be run here.
+func (o *objectFile) rejectOld(path string) error {
+	for _, name := range []string{"tcmu_get_dev_cfgstring", "tcmu_get_dev_private", "tcmu_set_dev_private"} {
+		if o.imports[name] {
+			return control.Failf(syscall.ENOEXEC,
+				"%s was built for tcmu-runner 1.4 or earlier (it imports %s), whose handlers work differently: "+
+					"rebuild it for 1.5 or later", path, name)
+		}
+	}
+	return nil
+}

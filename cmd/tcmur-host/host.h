@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the C files of tcmur-host share. Nothing here is visible to handlers; native.h is the part that Go calls.
+ *
+ * The way of a request: a worker (worker.c) takes an entry off the submission ring (channel.c) and makes a request of it
+ * (request.c); the device admits it (device.c); one or more callouts into the handler serve it (io.c, command.c); its
+ * result goes into the completion ring. Completions of asynchronous handlers arrive in io.c on threads of the handler.
+ */
+#ifndef TCMUR_HOST_H
+#define TCMUR_HOST_H
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "channel.h"
+#include "native.h"
+
+/*
+ * Handlers find these functions in the dynamic symbol table. Everything else is compiled hidden: an exported name of
+ * ours would be used instead of a handler's own global of the same name.
+ */
+#pragma GCC visibility push(default)
+#include "tcmu-runner.h"
+#pragma GCC visibility pop
+
+/*
+ * The handler of this process. Written once, by loader_adopt(), before any device exists; read-only afterwards.
+ */
+struct handler {
+	bool (*check_config)(const char *cfgstring, char **reason);
+	int (*open)(struct tcmu_device *dev, bool reopen);
+	void (*close)(struct tcmu_device *dev);
+	int (*handle_cmd)(struct tcmu_device *dev, struct tcmur_cmd *cmd);
+	int (*read)(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct iovec *iov, size_t iov_cnt, size_t length,
+		    off_t offset);
+	int (*write)(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct iovec *iov, size_t iov_cnt, size_t length,
+		     off_t offset);
+	int (*flush)(struct tcmu_device *dev, struct tcmur_cmd *cmd);
+	int (*unmap)(struct tcmu_device *dev, struct tcmur_cmd *cmd, uint64_t offset, uint64_t length);
+	tcmur_writesame_fn_t writesame;
+	int (*init)(void);
+	void (*destroy)(void);
+
+	char subtype[NATIVE_SUBTYPE_MAX];
+	unsigned int concurrency; /* callouts at a time for one device, at least 1 */
+	bool by_cdb;              /* I/O goes through handle_cmd, for want of read and write */
+	bool async;               /* read, write, ... that return 0 have only been queued */
+	bool read_errors_logged;  /* a failed read returns success; that the handler logged an error gives it away */
+};
+
+extern struct handler host_handler;
+
+/*
+ * A request: what the front submitted, and what the handler is given for the callout under way. Objects are recycled
+ * but never freed, so that a handler that completes a command twice finds an object whose state tells (request.c).
+ */
+enum {
+	REQUEST_CLAIMED = 1,   /* somebody has decided how the callout ended */
+	REQUEST_COMPLETED = 2, /* ... and has acted on it */
+	REQUEST_RETURNED = 4,  /* the callout has returned; its thread touches the request no more */
+	REQUEST_IDLE = REQUEST_CLAIMED | REQUEST_COMPLETED | REQUEST_RETURNED,
+};
+
+struct request {
+	struct tcmur_cmd cmd; /* handlers hold pointers to it */
+	struct tcmulib_cmd lib;
+	struct iovec iov;
+	uint8_t cdb[16];
+
+	struct tcmu_device *dev;
+	struct request *next; /* of whichever queue holds the request */
+	struct waiter *waiter; /* in-host requests: who gets the result instead of the front */
+	uint32_t tag;
+	uint32_t gen;
+	uint32_t op;     /* enum tcmur_op */
+	bool more;       /* valid from CLAIMED on: another callout has to follow */
+	uint8_t *payload;
+	uint64_t offset; /* bytes, as submitted */
+	uint64_t length;
+	uint64_t done;   /* bytes of length that earlier callouts have served */
+	uint64_t step;   /* bytes that the callout under way serves */
+	_Atomic uint32_t state;
+};
+
+/* Result of a request that the host itself has issued. */
+struct waiter {
+	pthread_mutex_t lock;
+	pthread_cond_t ended;
+	bool done;
+	int error; /* 0 or an errno */
+};
+
+struct request *request_alloc(void); /* NULL: out of memory */
+void request_free(struct request *req);
+
+/*
+ * A device. One object per index, made at its first open and never freed: threads of a handler may still log or ask for
+ * attributes after close, and workers may look at it at any time.
+ */
+enum device_state {
+	DEVICE_CLOSED,
+	DEVICE_OPENING,
+	DEVICE_OPEN,
+	DEVICE_DRAINING, /* no new requests; those accepted are being served */
+	DEVICE_CLOSING,
+};
+
+struct tcmu_device {
+	/* Attributes that handlers ask for and set, at any time and from any thread; lengths are blocks. */
+	_Atomic uint64_t num_lbas;
+	_Atomic uint32_t block_size; /* bytes */
+	_Atomic uint32_t max_xfer;
+	_Atomic uint32_t opt_xcopy;
+	_Atomic uint32_t max_unmap;
+	_Atomic uint32_t unmap_gran;
+	_Atomic uint32_t unmap_align; /* 0: unknown */
+	_Atomic bool unmap_split;
+	_Atomic bool write_cache;
+	_Atomic bool solid_state;
+	_Atomic bool write_protect;
+	_Atomic(void *) handler_private;
+	/* Stands in for a structure of tcmu-runner's that handler_rbd.so looks into; all zero is what it should see. */
+	_Alignas(64) unsigned char runner_private[512];
+
+	/* Set before the handler's open, constant until after its close. */
+	char *config; /* NATIVE_CONFIG_SIZE bytes, fresh for each open: a handler may cut it up */
+	char name[NATIVE_NAME_MAX];
+	uint32_t index;
+	uint64_t configured_size; /* bytes */
+	uint32_t max_request;     /* bytes; the most that one callout may carry */
+	uint32_t alignment;       /* bytes; of offsets and lengths */
+	uint64_t boundary;        /* bytes; no callout may cross a multiple of it. 0: none */
+	bool read_only;
+
+	/* What was learnt about the handler on this device. */
+	_Atomic uint8_t read_cdb;  /* length of the command block that it understands */
+	_Atomic uint8_t write_cdb;
+	_Atomic uint8_t sync_cdb;
+	_Atomic bool no_writesame;
+	_Atomic uint32_t errors_logged;
+	_Atomic uint32_t conn_lost;
+	_Atomic uint32_t lock_lost;
+	_Atomic uint32_t timed_out;
+
+	pthread_mutex_t lock; /* guards what follows */
+	pthread_cond_t idle;  /* inflight fell to 0, or interrupted was set */
+	enum device_state state;
+	unsigned int running;  /* callouts under way, at most host_handler.concurrency */
+	unsigned int inflight; /* requests accepted and not yet released */
+	bool interrupted;      /* whoever waits on idle is to give up */
+	struct request *waiting_head; /* accepted, until running allows */
+	struct request *waiting_tail;
+};
+
+struct tcmu_device *device_lookup(uint32_t index); /* NULL: never opened */
+/* True: the request has been accepted and the caller has to run it now, with device_run(). */
+bool device_admit(struct request *req, int *error);
+/* Serves req and then whatever waits for the device; blocks as long as the handler does. */
+void device_run(struct request *req);
+/* Ends the life of an accepted request; the object is free afterwards. */
+void device_release(struct request *req);
+/* As device_admit, but for a request that has been accepted before and needs another callout. */
+bool device_readmit(struct request *req);
+uint64_t device_size(struct tcmu_device *dev); /* bytes */
+
+/* channel.c */
+struct submission {
+	uint32_t tag;
+	uint32_t gen;
+	uint32_t op;
+	uint32_t device;
+	uint64_t offset;
+	uint64_t length;
+	uint64_t payload;
+};
+
+bool channel_pop(struct submission *sub);
+bool channel_pending(void);
+void channel_post(uint32_t tag, uint32_t gen, int sts, int error);
+uint8_t *channel_read_payload(uint64_t at, uint64_t length);  /* NULL: outside the arena */
+uint8_t *channel_write_payload(uint64_t at, uint64_t length); /* the same; memory is read-only */
+void channel_publish_sleepers(uint32_t n);
+uint32_t channel_bell(void);
+void channel_sleep(uint32_t bell);
+bool channel_wake(void); /* wakes one sleeper; false: nobody was asleep yet */
+
+/* worker.c */
+void worker_expect(unsigned int callouts);  /* that many more callouts may run at once */
+void worker_dismiss(unsigned int callouts);
+/* Gives a request to a thread of ours: for callers that must not run callouts themselves. Accepted requests only. */
+void worker_follow_up(struct request *req);
+
+/* io.c */
+bool io_run(struct request *req); /* true: ended, to be released; false: the handler's completion will see to it */
+void io_fail(struct request *req, int sts, int error); /* ends a request that was never run */
+
+/* command.c */
+int command_transfer(struct request *req, bool write, uint64_t offset, uint64_t length);
+int command_sync(struct request *req);
+/* True: the handler did not know the command block, and the device now has another one to try. */
+bool command_fall_back(struct request *req, int sts);
+
+/* status.c */
+int status_to_errno(int sts, bool write, const uint8_t *sense);
+
+/* control.c */
+void control_run(void (*fn)(void *arg), void *arg); /* on the one thread that opens, closes and initialises */
+bool control_is_self(void);
+
+/* crash.c: which callout a thread is in, for the report that is written when it dies there */
+struct callout {
+	const char *what; /* NULL: in none */
+	const struct tcmu_device *dev; /* may be NULL */
+	uint64_t offset;
+	uint64_t length;
+};
+
+extern _Thread_local struct callout current_callout;
+
+static inline void callout_begin(const char *what, const struct tcmu_device *dev, uint64_t offset, uint64_t length)
+{
+	current_callout.dev = dev;
+	current_callout.offset = offset;
+	current_callout.length = length;
+	/* A signal handler of this very thread is the reader: order is enough. */
+	atomic_signal_fence(memory_order_release);
+	current_callout.what = what;
+}
+
+static inline void callout_end(void)
+{
+	current_callout.what = NULL;
+}
+
+void crash_thread_start(void); /* first call of each thread of ours that runs callouts */
+int thread_start(const char *name, void *(*fn)(void *), void *arg);
+
+/* log.c */
+enum log_level {
+	LOG_CRITICAL = 2, /* numbers of syslog, as handlers use them */
+	LOG_ERROR = 3,
+	LOG_WARNING = 4,
+	LOG_INFORMATION = 6,
+	LOG_DEBUGGING = 7,
+	LOG_SCSI_COMMANDS = 8,
+};
+
+bool log_wanted(int level); /* look before formatting */
+int log_level_now(void);
+void log_handler(int level, struct tcmu_device *dev, const char *func, int line, const char *fmt, va_list args)
+	__attribute__((format(printf, 5, 0)));
+void log_host(int level, struct tcmu_device *dev, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* From here on error messages about dev, about no device, and of the control thread are kept for log_collected(). */
+void log_collect(const struct tcmu_device *dev);
+void log_collected(char *out, size_t size); /* "a; b", or ""; ends the collecting */
+
+#endif

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The threads that serve the submission ring.
+ *
+ * A handler may block in any callout for as long as it likes. So that no device waits for another one's handler, a
+ * worker that goes into a callout leaves an idle one behind that watches the ring, as long as the pool is smaller than
+ * the number of callouts that the devices allow at once, plus one. Workers beyond what is needed just sleep.
+ *
+ * One idle worker at most watches the ring without sleeping (spins), for a short time after its last request: waking a
+ * thread costs more than serving a small request does. While it does, sq_sleepers reads 0, and the front rings no bell.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "host.h"
+
+#define WORKERS_MAX 1024u
+#define SPIN_STEPS 32 /* looks at the ring between two looks at the clock */
+
+static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned int sleeping;     /* guarded by idle_lock: workers asleep on the bell, or about to be */
+static bool spinning;             /* guarded by idle_lock */
+static unsigned int workers;      /* guarded by idle_lock: all of them */
+static unsigned int expected = 1; /* guarded by idle_lock: callouts at a time, plus one */
+static _Atomic unsigned int idle; /* sleeping + spinning; changed under idle_lock, read without */
+
+static _Atomic unsigned int spin_limit_ns;
+static _Atomic unsigned int spin_now_ns; /* shorter than the limit while watching has not paid lately */
+
+void worker_set_spin(unsigned int microseconds)
+{
+	if (microseconds > 1000)
+		microseconds = 1000;
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		microseconds = 0; /* would only keep the front from running */
+	atomic_store(&spin_limit_ns, microseconds * 1000);
+	atomic_store(&spin_now_ns, microseconds * 1000);
+}
+
+/* idle_lock is held. */
+static void publish(void)
+{
+	channel_publish_sleepers(spinning ? 0 : sleeping);
+	atomic_store_explicit(&idle, sleeping + spinning, memory_order_relaxed);
+}
+
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static bool spin(struct submission *sub)
+{
+	unsigned int limit = atomic_load_explicit(&spin_limit_ns, memory_order_relaxed);
+	unsigned int budget;
+	uint64_t start;
+	bool found = false;
+
+	if (!limit)
+		return false;
+	pthread_mutex_lock(&idle_lock);
+	if (spinning) {
+		pthread_mutex_unlock(&idle_lock);
+		return false;
+	}
+	spinning = true;
+	publish();
+	pthread_mutex_unlock(&idle_lock);
+
+	budget = atomic_load_explicit(&spin_now_ns, memory_order_relaxed);
+	start = now_ns();
+	do {
+		for (int i = 0; i < SPIN_STEPS && !found; i++) {
+			found = channel_pop(sub);
+			if (!found)
+				cpu_relax();
+		}
+	} while (!found && now_ns() - start < budget);
+
+	budget = found ? limit : budget / 2;
+	atomic_store_explicit(&spin_now_ns, budget < limit / 16 ? limit / 16 : budget, memory_order_relaxed);
+
+	pthread_mutex_lock(&idle_lock);
+	spinning = false;
+	publish();
+	pthread_mutex_unlock(&idle_lock);
+	return found;
+}
+
+static bool sleep_on_bell(struct submission *sub)
+{
+	bool found;
+
+	pthread_mutex_lock(&idle_lock);
+	sleeping++;
+	publish();
+	pthread_mutex_unlock(&idle_lock);
+	atomic_thread_fence(memory_order_seq_cst);
+
+	uint32_t bell = channel_bell();
+
+	found = channel_pop(sub);
+	if (!found)
+		channel_sleep(bell);
+
+	pthread_mutex_lock(&idle_lock);
+	sleeping--;
+	publish();
+	pthread_mutex_unlock(&idle_lock);
+	return found;
+}
+
+static void *worker_main(void *arg);
+
+/*
+ * Called by a worker that has work: somebody else has to see to the rest of the ring, now and while this one is busy.
+ */
+static void pass_the_watch(void)
+{
+	bool start = false;
+
+	if (!atomic_load_explicit(&idle, memory_order_relaxed)) {
+		pthread_mutex_lock(&idle_lock);
+		if (sleeping + spinning == 0 && workers < expected && workers < WORKERS_MAX) {
+			workers++;
+			start = true;
+		}
+		pthread_mutex_unlock(&idle_lock);
+		if (start && thread_start("worker", worker_main, NULL) != 0) {
+			/* Out of threads: those that there are go on, and the next request tries again. */
+			pthread_mutex_lock(&idle_lock);
+			workers--;
+			pthread_mutex_unlock(&idle_lock);
+		}
+		return;
+	}
+	/*
+	 * The front rings once per batch, or not at all while a worker spins, so the others are woken from here. A
+	 * worker that has announced its sleep but is not asleep yet cannot be woken and may have looked at the ring too
+	 * early: it will be asleep in a moment.
+	 */
+	atomic_thread_fence(memory_order_seq_cst);
+	while (channel_pending()) {
+		bool anybody;
+
+		pthread_mutex_lock(&idle_lock);
+		anybody = sleeping > 0 && !spinning;
+		pthread_mutex_unlock(&idle_lock);
+		if (!anybody || channel_wake())
+			break;
+		sched_yield();
+	}
+}
+
+static void serve(const struct submission *sub)
+{
+	struct request *req = request_alloc();
+	int error = 0;
+
+	if (!req) {
+		channel_post(sub->tag, sub->gen, TCMU_STS_NO_RESOURCE, ENOMEM);
+		return;
+	}
+	req->tag = sub->tag;
+	req->gen = sub->gen;
+	req->op = sub->op;
+	req->offset = sub->offset;
+	req->length = sub->length;
+	req->done = 0;
+	req->waiter = NULL;
+	req->payload = NULL;
+	req->dev = device_lookup(sub->device);
+	if (sub->op == TCMUR_OP_READ)
+		req->payload = channel_read_payload(sub->payload, sub->length);
+	else if (sub->op == TCMUR_OP_WRITE)
+		req->payload = channel_write_payload(sub->payload, sub->length);
+
+	if (device_admit(req, &error))
+		device_run(req);
+}
+
+static void *worker_main(void *arg)
+{
+	struct submission sub;
+
+	(void)arg;
+	crash_thread_start();
+	for (;;) {
+		if (!channel_pop(&sub) && !spin(&sub) && !sleep_on_bell(&sub))
+			continue;
+		pass_the_watch();
+		serve(&sub);
+	}
+	return NULL;
+}
+
+void worker_expect(unsigned int callouts)
+{
+	bool first;
+
+	pthread_mutex_lock(&idle_lock);
+	expected += callouts;
+	first = workers == 0;
+	if (first)
+		workers = 1;
+	pthread_mutex_unlock(&idle_lock);
+	if (first && thread_start("worker", worker_main, NULL) != 0) {
+		pthread_mutex_lock(&idle_lock);
+		workers = 0;
+		pthread_mutex_unlock(&idle_lock);
+	}
+}
+
+void worker_dismiss(unsigned int callouts)
+{
+	pthread_mutex_lock(&idle_lock);
+	expected -= callouts;
+	pthread_mutex_unlock(&idle_lock);
+}
+
+/*
+ * Follow-ups: requests whose next callout may not be made where the previous one ended (a thread of the handler's, with
+ * the handler's locks held), and those of the host itself. They are rare. The threads that serve them cannot wait on
+ * the bell, which only the front can change, and so are a pool of their own, grown like the other one.
+ */
+static pthread_mutex_t follow_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t follow_more = PTHREAD_COND_INITIALIZER;
+static struct request *follow_head; /* guarded by follow_lock, as all below */
+static struct request *follow_tail;
+static unsigned int follow_queued;
+static unsigned int follow_idle;
+static unsigned int follow_threads;
+
+static void *follow_main(void *arg)
+{
+	(void)arg;
+	crash_thread_start();
+	pthread_mutex_lock(&follow_lock);
+	for (;;) {
+		struct request *req;
+
+		follow_idle++;
+		while (!follow_head)
+			pthread_cond_wait(&follow_more, &follow_lock);
+		follow_idle--;
+		req = follow_head;
+		follow_head = req->next;
+		if (!follow_head)
+			follow_tail = NULL;
+		follow_queued--;
+		pthread_mutex_unlock(&follow_lock);
+		if (device_readmit(req))
+			device_run(req);
+		pthread_mutex_lock(&follow_lock);
+	}
+	return NULL;
+}
+
+void worker_follow_up(struct request *req)
+{
+	bool start;
+
+	pthread_mutex_lock(&follow_lock);
+	req->next = NULL;
+	if (follow_tail)
+		follow_tail->next = req;
+	else
+		follow_head = req;
+	follow_tail = req;
+	follow_queued++;
+	start = follow_queued > follow_idle && follow_threads < WORKERS_MAX;
+	if (start)
+		follow_threads++;
+	pthread_cond_signal(&follow_more);
+	pthread_mutex_unlock(&follow_lock);
+	if (start && thread_start("follow-up", follow_main, NULL) != 0) {
+		pthread_mutex_lock(&follow_lock);
+		follow_threads--;
+		pthread_mutex_unlock(&follow_lock);
+	}
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fusetree
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// mount is one mount of a FUSE connection. The connection may outlive it, and another mount may take its place.
+type mount struct {
+	path string
+	id   mountID
+}
+
+// mountID tells a mount from others at the same path.
+type mountID struct {
+	major, minor uint32 // device; the minor number is also the name of the FUSE connection in fusectl
+	mount        uint64
+}
+
+// newMount mounts fs on the directory path and has exchanged INIT with the kernel when it returns. The caller serves.
+func newMount(path string, fs fuse.RawFileSystem, opts *fuse.MountOptions) (*mount, *fuse.Server, error) {
+	st, err := os.Stat(path)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path) // umount(2) must mean what mount(2) meant
+	}
+	switch {
+	case errors.Is(err, syscall.ENOTCONN):
+		return nil, nil, fmt.Errorf("a dead FUSE mount is on %s, remove it with umount: %w", path, err)
+	case err != nil:
+		return nil, nil, fmt.Errorf("mount point: %w", err)
+	case !st.IsDir():
+		return nil, nil, fmt.Errorf("mount point %s: %w", path, syscall.ENOTDIR)
+	}
+	target := path
+	if os.Geteuid() == 0 {
+		if target, err = mountAsRoot(path, opts); err != nil {
+			return nil, nil, err
+		}
+	} else {
+		// fusermount3(1), which go-fuse runs. allow_other would need consent in /etc/fuse.conf.
+		opts.Options = []string{"default_permissions"}
+	}
+	server, err := fuse.NewServer(fs, target, opts)
+	if err != nil {
+		// The server has closed the connection, if there was one.
+		if target != path {
+			err = errors.Join(err, unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+		}
+		return nil, nil, fmt.Errorf("mount on %s: %w", path, err)
+	}
+	m := &mount{path: path}
+	if m.id, err = mountAt(path); err != nil {
+		_ = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		server.Serve() // closes the connection
+		return nil, nil, fmt.Errorf("mount on %s: %w", path, err)
+	}
+	return m, server, nil
+}
+
+// mountAsRoot calls mount(2) and returns the name by which fuse.NewServer takes the connection over. go-fuse can
+// call mount(2) as well, but then child processes inherit the connection and keep it alive after a crash of this one.
+func mountAsRoot(path string, opts *fuse.MountOptions) (string, error) {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("open /dev/fuse (is the fuse module there?): %w", err)
+	}
+	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,allow_other,default_permissions,max_read=%d",
+		fd, syscall.S_IFDIR, os.Geteuid(), os.Getegid(), opts.MaxWrite)
+	err = unix.Mount(opts.FsName, path, "fuse."+opts.Name, unix.MS_NOSUID|unix.MS_NODEV, data)
+	if err != nil {
+		_ = unix.Close(fd)
+		return "", fmt.Errorf("mount on %s: %w", path, err)
+	}
+	return fmt.Sprintf("/dev/fd/%d", fd), nil
+}
+
+// mountAt identifies the mount that is on top at path, without asking its file system, which may be dead or not yet be
+// served.
+func mountAt(path string) (mountID, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT,
+		unix.STATX_MNT_ID, &st)
+	if err != nil {
+		return mountID{}, &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	return mountID{major: st.Dev_major, minor: st.Dev_minor, mount: st.Mnt_id}, nil
+}
+
+// present reports whether the mount is there, on top or not.
+func (m *mount) present() bool {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return m.inPlace()
+	}
+	for line := range strings.Lines(string(table)) {
+		var id mountID
+		var parent uint64
+		n, _ := fmt.Sscanf(line, "%d %d %d:%d", &id.mount, &parent, &id.major, &id.minor)
+		if n == 4 && id == m.id {
+			return true
+		}
+	}
+	return false
+}
+
+// inPlace reports whether the mount is on top at its path.
+func (m *mount) inPlace() bool {
+	id, err := mountAt(m.path)
+	return err == nil && id == m.id
+}
+
+// probeName is a name in the root directory that go-fuse serves by itself, for the purpose of probe.
+const probeName = ".go-fuse-epoll-hack"
+
+// probe returns when the mount has answered, or its connection ended. It polls a file: go-fuse answers ENOSYS, and the
+// kernel never sends a POLL again, for any file. So regular files are always ready, and above all the Go runtime
+// can poll a file of the mount in its own process without waiting for itself.
+func (m *mount) probe() {
+	fd, err := unix.Open(filepath.Join(m.path, probeName), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return // unmounted already
+	}
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	_ = unix.Close(fd)
+}
+
+// unmount takes the mount away; with force also if it is in use. It is no error if somebody else did.
+func (m *mount) unmount(force bool) error {
+	if !m.present() {
+		return nil
+	}
+	if !m.inPlace() {
+		return fmt.Errorf("another file system is mounted over %s, unmount it first: %w", m.path, syscall.EBUSY)
+	}
+	flags := unix.UMOUNT_NOFOLLOW
+	if force {
+		flags |= unix.MNT_DETACH
+	}
+	err := unix.Unmount(m.path, flags)
+	if errors.Is(err, syscall.EPERM) {
+		err = m.fusermount(force)
+	}
+	switch {
+	case err == nil, !m.present(): // in the latter case it has gone at this moment
+		return nil
+	case errors.Is(err, syscall.EBUSY):
+		return fmt.Errorf("%s is in use (fuser -vm %s shows by whom): %w", m.path, m.path, err)
+	}
+	return fmt.Errorf("unmount %s: %w", m.path, err)
+}
+
+// abort ends the connection and takes the mount away.
+func (m *mount) abort() error {
+	if m.inPlace() {
+		err := unix.Unmount(m.path, unix.UMOUNT_NOFOLLOW|unix.MNT_FORCE|unix.MNT_DETACH)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, syscall.EPERM) && m.present() {
+			return fmt.Errorf("forced unmount of %s: %w", m.path, err)
+		}
+	}
+	control := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", m.id.minor)
+	err := os.WriteFile(control, []byte("1"), 0)
+	if errors.Is(err, syscall.ENOENT) {
+		return fmt.Errorf("the detached mount of %s can be aborted only with fusectl mounted (no %s): %w",
+			m.path, control, syscall.EOPNOTSUPP)
+	}
+	if err != nil {
+		return fmt.Errorf("abort the connection of %s: %w", m.path, err)
+	}
+	return m.unmount(true)
+}
+
+// fusermount unmounts for a user who is not root.
+func (m *mount) fusermount(force bool) error {
+	args := []string{"-u", "--", m.path}
+	if force {
+		args = append([]string{"-z"}, args...)
+	}
+	out, err := exec.Command("fusermount3", args...).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	message := strings.TrimSpace(string(out))
+	if strings.Contains(message, syscall.EBUSY.Error()) {
+		return fmt.Errorf("%s: %w", message, syscall.EBUSY)
+	}
+	return fmt.Errorf("fusermount3: %s: %w", message, errors.Join(err, syscall.EPERM))
+}
