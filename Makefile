@@ -171,9 +171,15 @@ c_files := $(wildcard cmd/tcmur-host/*.c plugin/handlers/*.c plugin/testdata/*.c
 h_files := $(wildcard cmd/tcmur-host/*.h plugin/handlers/*.h shared/*.h)
 
 .PHONY: lint
-lint: format-check vet lint-c $(golangci) ## check style, mistakes and the direction of imports
+lint: format-check vet lint-cgo lint-c $(golangci) ## check style, mistakes and the direction of imports
 	@for script in .ci/run .ci/packages .ci/generate .ci/go-test .ci/go-prerequisites .ci/c-test; do bash -n $$script; done
 	$(golangci) run ./...
+
+# C can crash the program it is in, so only hosts have any.
+.PHONY: lint-cgo
+lint-cgo:
+	@cgo=$$($(GO) list -f '{{if .CgoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v '/cmd/tcmur-host$$' || true); \
+	[ -z "$$cgo" ] || { echo 'import "C" is for cmd/tcmur-host only, not for' $$cgo >&2; exit 1; }
 
 # Warnings are errors here and not in the build: another compiler's new warning must keep nobody from building.
 .PHONY: lint-c

@@ -17,8 +17,9 @@ import (
 
 // mount is one mount of a FUSE connection. The connection may outlive it, and another mount may take its place.
 type mount struct {
-	path string
-	id   mountID
+	path    string
+	id      mountID
+	aborted bool // by us; under Tree.runMu
 }
 
 // mountID tells a mount from others at the same path.
@@ -161,9 +162,13 @@ func (m *mount) unmount(force bool) error {
 
 // abort ends the connection and takes the mount away.
 func (m *mount) abort() error {
+	if m.aborted {
+		return nil
+	}
 	if m.inPlace() {
 		err := unix.Unmount(m.path, unix.UMOUNT_NOFOLLOW|unix.MNT_FORCE|unix.MNT_DETACH)
 		if err == nil {
+			m.aborted = true
 			return nil
 		}
 		if !errors.Is(err, syscall.EPERM) && m.present() {
@@ -179,6 +184,7 @@ func (m *mount) abort() error {
 	if err != nil {
 		return fmt.Errorf("abort the connection of %s: %w", m.path, err)
 	}
+	m.aborted = true
 	return m.unmount(true)
 }
 

@@ -73,7 +73,7 @@ func (s *served) start(t testing.TB) {
 	}()
 	// A process that dies while a thread of it waits for its own mount never ends. So no test may come to the point
 	// where the test binary's own time-out ends it.
-	watchdog := time.AfterFunc(5*time.Second, func() {
+	watchdog := time.AfterFunc(2*deadline, func() {
 		t.Errorf("test takes too long, aborting its mount: %v", s.Abort())
 	})
 	t.Cleanup(func() {

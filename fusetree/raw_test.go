@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -321,21 +322,16 @@ func TestErrorsOfOps(t *testing.T) {
 		{"huge", syscall.Errno(512), syscall.EIO},
 		{"enosys", syscall.ENOSYS, syscall.EOPNOTSUPP},
 	} {
-		opened := false
+		var opens, releases atomic.Int64
 		must(s.Add(c.name, s.Root(), 0o600, &Ops{
 			Open: func(f *File) error {
 				f.DirectIO = true
-				if !opened {
-					opened = true
+				if opens.Add(1) == 1 {
 					return c.err
 				}
 				return nil
 			},
-			Release: func(*File) {
-				if !opened {
-					t.Error("Release of a failed Open")
-				}
-			},
+			Release:  func(*File) { releases.Add(1) },
 			Read:     func(*File, []byte, int64) (int, error) { return 0, c.err },
 			Write:    func(*File, []byte, int64, WriteFlags) (int, error) { return 0, c.err },
 			Fsync:    func(*File, bool) error { return c.err },
@@ -350,6 +346,11 @@ func TestErrorsOfOps(t *testing.T) {
 		wantErr(t, c.name+": write", err, c.want)
 		wantErr(t, c.name+": truncate", f.Truncate(1), c.want)
 		wantErr(t, c.name+": fsync", f.Sync(), c.want)
+		ok(t, "close", f.Close())
+		ok(t, "Remove", s.Remove(c.name, s.Root()))
+		if n := releases.Load(); n != 1 {
+			t.Errorf("%s: %d releases for one open that failed and one that did not", c.name, n)
+		}
 	}
 	// After all that, the kernel must still send FSYNC.
 	m := newMemory(t, s.Tree, "good", 4096)
@@ -513,7 +514,9 @@ func TestReadDirectory(t *testing.T) {
 		if err != nil {
 			break
 		}
-		must(s.Add(fmt.Sprint("later", n), dir, 0o600, nil, nil))(t)
+		if n < 20 { // not for ever: they are seen as well
+			must(s.Add(fmt.Sprint("later", n), dir, 0o600, nil, nil))(t)
+		}
 		ok(t, "Remove", s.Remove(entries[0].Name(), dir))
 		delete(inodes, entries[0].Name())
 	}

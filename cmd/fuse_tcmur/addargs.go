@@ -28,24 +28,31 @@ type addOption struct {
 // addOptions is the table of them: the parser, the help and the error messages all read it.
 func addOptions() []addOption {
 	return []addOption{
-		{"size", "BYTES", "size of the device, where the handler does not know it", func(o *plugin.DeviceOptions, v string) error {
-			size, err := parseSize(v)
-			o.Size = size
-			return err
-		}},
-		{"block_size", "BYTES", "logical block size", func(o *plugin.DeviceOptions, v string) (err error) {
-			o.BlockSize, err = parseSmallSize(v)
-			return err
-		}},
-		{"max_xfer", "BYTES", "largest request the handler is given", func(o *plugin.DeviceOptions, v string) (err error) {
-			o.MaxXfer, err = parseSmallSize(v)
-			return err
-		}},
-		{"ro", "", "read-only", func(o *plugin.DeviceOptions, _ string) error {
-			o.ReadOnly = true
-			return nil
-		}},
+		{"size", "BYTES", "size of the device, where the handler does not know it", setSize},
+		{"block_size", "BYTES", "logical block size", setBlockSize},
+		{"max_xfer", "BYTES", "largest request the handler is given", setMaxXfer},
+		{"ro", "", "read-only", setReadOnly},
 	}
+}
+
+func setSize(options *plugin.DeviceOptions, value string) (err error) {
+	options.Size, err = parseSize(value)
+	return err
+}
+
+func setBlockSize(options *plugin.DeviceOptions, value string) (err error) {
+	options.BlockSize, err = parseSmallSize(value)
+	return err
+}
+
+func setMaxXfer(options *plugin.DeviceOptions, value string) (err error) {
+	options.MaxXfer, err = parseSmallSize(value)
+	return err
+}
+
+func setReadOnly(options *plugin.DeviceOptions, _ string) error {
+	options.ReadOnly = true
+	return nil
 }
 
 // parseSmallSize is parseSize for what must fit an int on every platform.
@@ -63,7 +70,7 @@ func parseAdd(text string) (addArgs, error) {
 	var args addArgs
 	word, rest := nextWord(text)
 	if word == "" || strings.HasPrefix(word, "/") {
-		return args, failf(syscall.EINVAL, "the minor number is missing: add MINOR [KEY=VALUE ...] /SUBTYPE/CFG")
+		return args, failf(syscall.EINVAL, "the minor number is missing: add MINOR [KEY=VALUE] /SUBTYPE/CFG")
 	}
 	minor, err := parseMinor(word)
 	if err != nil {
@@ -73,7 +80,7 @@ func parseAdd(text string) (addArgs, error) {
 	given := map[string]bool{}
 	for !strings.HasPrefix(rest, "/") {
 		if word, rest = nextWord(rest); word == "" {
-			return args, failf(syscall.EINVAL, "the config string is missing: it begins with '/', for example /ram/@")
+			return args, failf(syscall.EINVAL, "the config string is missing, for example /ram/@")
 		}
 		key, _, _ := strings.Cut(word, "=")
 		if given[key] {

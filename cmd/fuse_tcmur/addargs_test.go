@@ -18,9 +18,10 @@ func TestParseAdd(t *testing.T) {
 		"0x1F   /ram/@":         {minor: 31, config: "/ram/@"},
 		"1 /file//a b = c.img":  {minor: 1, config: "/file//a b = c.img"},
 		"1 /rbd/p/i;conf=/x ro": {minor: 1, config: "/rbd/p/i;conf=/x ro"},
-		"2 ro size=1M block_size=4K max_xfer=64KiB /ram/@": {minor: 2, config: "/ram/@", options: plugin.DeviceOptions{
-			Size: 1 << 20, BlockSize: 4096, MaxXfer: 65536, ReadOnly: true,
-		}},
+		"2 ro size=1M block_size=4K max_xfer=64KiB /ram/@": {
+			minor: 2, config: "/ram/@",
+			options: plugin.DeviceOptions{Size: 1 << 20, BlockSize: 4096, MaxXfer: 65536, ReadOnly: true},
+		},
 	} {
 		got, err := parseAdd(text)
 		if err != nil {

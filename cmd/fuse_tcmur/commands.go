@@ -52,7 +52,7 @@ func findCommand(name string) (*command, error) {
 	case 1:
 		return found, nil
 	default:
-		return nil, failf(syscall.EINVAL, "%q could be any of %s: write more of it", name, strings.Join(matches, ", "))
+		return nil, failf(syscall.EINVAL, "%q could be any of %s", name, strings.Join(matches, ", "))
 	}
 }
 
@@ -161,7 +161,8 @@ func helpText() string {
 		fmt.Fprintf(&text, "  %-*s  %s\n", width, cmd.synopsis(), cmd.summary)
 	}
 	text.WriteString(addHelpText())
-	text.WriteString("One command per line. Names may be shortened as long as they stay unambiguous, in either case.\n" +
+	text.WriteString("One command per line. Names may be shortened as long as they stay unambiguous, and case\n" +
+		"does not matter.\n" +
 		"MINOR is decimal, 0x hexadecimal or 0 octal. BYTES may end in K, M, G or T (powers of 1024).\n" +
 		"A '#' at the beginning of a line or after a blank starts a comment.\n")
 	return text.String()

@@ -10,8 +10,8 @@ import (
 
 func TestFindCommand(t *testing.T) {
 	for name, want := range map[string]string{
-		"load": "load", "LOAD": "load", "l": "load", "L": "load", "u": "unload", "a": "add", "r": "remove", "d": "dump",
-		"ec": "echo", "Ex": "exit", "h": "help", "s": "source", "rem": "remove",
+		"load": "load", "LOAD": "load", "l": "load", "L": "load", "u": "unload", "a": "add",
+		"r": "remove", "d": "dump", "ec": "echo", "Ex": "exit", "h": "help", "s": "source", "rem": "remove",
 	} {
 		if cmd, err := findCommand(name); err != nil || cmd.name != want {
 			t.Errorf("findCommand(%q) = %v, %v; want %s", name, cmd, err, want)
@@ -49,8 +49,8 @@ func TestHelpNamesEverything(t *testing.T) {
 func TestArgumentsThatDoNotFit(t *testing.T) {
 	r := newRig(t)
 	for _, line := range []string{
-		"load", "load a b", "unload", "unload a b", "remove", "remove 1 2", "remove x", "dump x", "exit now", "source",
-		"help nothing", "add", "bogus",
+		"load", "load a b", "unload", "unload a b", "remove", "remove 1 2", "remove x", "dump x", "exit now",
+		"source", "help nothing", "add", "bogus",
 	} {
 		_, err := r.run(t, line)
 		wantErrno(t, err, syscall.EINVAL)

@@ -67,7 +67,7 @@ func (c *ctlNode) open(file *fusetree.File) error {
 func (c *ctlNode) write(file *fusetree.File, p []byte, _ int64, _ fusetree.WriteFlags) (int, error) {
 	session := file.Data.(*ctlSession)
 	if len(p) > maxCtlWrite {
-		return 0, session.refuse(failf(syscall.EINVAL, "a write of more than %d bytes: use source FILE", maxCtlWrite))
+		return 0, session.refuse(failf(syscall.EINVAL, "over %d bytes at once: use source FILE", maxCtlWrite))
 	}
 	if bytes.IndexByte(p, 0) >= 0 {
 		return 0, session.refuse(failf(syscall.EINVAL, "NUL bytes are no command"))

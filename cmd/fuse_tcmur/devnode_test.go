@@ -75,8 +75,11 @@ func TestDeviceNodeFlushes(t *testing.T) {
 		}, 1},
 	} {
 		before := device.flushCount()
-		if err := test.do(); err != nil || device.flushCount()-before != test.flushes {
-			t.Errorf("%s: %d flushes, want %d (%v)", test.what, device.flushCount()-before, test.flushes, err)
+		if err := test.do(); err != nil {
+			t.Errorf("%s: %v", test.what, err)
+		}
+		if flushes := device.flushCount() - before; flushes != test.flushes {
+			t.Errorf("%s: %d flushes, want %d", test.what, flushes, test.flushes)
 		}
 	}
 	device.flushErr = syscall.EIO

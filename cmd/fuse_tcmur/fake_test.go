@@ -120,7 +120,8 @@ func (l *fakeLibrary) Handlers() []plugin.HandlerInfo {
 	defer l.mu.Unlock()
 	var infos []plugin.HandlerInfo
 	for _, subtype := range l.handlers {
-		infos = append(infos, plugin.HandlerInfo{Subtype: subtype, Path: "/lib/handler_" + subtype + ".so", PID: 42})
+		path := "/lib/handler_" + subtype + ".so"
+		infos = append(infos, plugin.HandlerInfo{Subtype: subtype, Path: path, PID: 42})
 	}
 	return infos
 }

@@ -178,7 +178,8 @@ func (f *front) removeNode(ctx context.Context, node *deviceNode) error {
 		select {
 		case <-retry.C:
 		case <-ctx.Done():
-			return failf(syscall.EBUSY, "%s; unmount or close it first", f.describeOpen(name, node.node.OpenCount()))
+			users := f.describeOpen(name, node.node.OpenCount())
+			return failf(syscall.EBUSY, "%s; unmount or close it first", users)
 		}
 	}
 }
@@ -261,7 +262,9 @@ type (
 	}
 	nodeTree interface {
 		Root() *fusetree.Node
-		Add(name string, parent *fusetree.Node, mode uint32, ops *fusetree.Ops, data any) (*fusetree.Node, error)
+		Add(
+			name string, parent *fusetree.Node, mode uint32, ops *fusetree.Ops, data any,
+		) (*fusetree.Node, error)
 		Remove(name string, parent *fusetree.Node) error
 		Detach(name string, parent *fusetree.Node) error
 		Mkdir(name string, parent *fusetree.Node) (*fusetree.Node, error)

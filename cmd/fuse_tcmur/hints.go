@@ -24,7 +24,10 @@ func readyText(front *front, hints bool) string {
 		"cat " + ctl,
 	}
 	if nodes := front.allNodes(); len(nodes) == 0 {
-		tries = append(tries, "echo load ram > "+ctl, "echo add 0 size=1G /ram/@ > "+ctl, "ls -l "+front.mountpoint+"/dev")
+		tries = append(tries,
+			"echo load ram > "+ctl,
+			"echo add 0 size=1G /ram/@ > "+ctl,
+			"ls -l "+front.mountpoint+"/dev")
 	} else {
 		first := nodes[0]
 		for _, node := range nodes {
@@ -33,7 +36,10 @@ func readyText(front *front, hints bool) string {
 			}
 		}
 		path := front.nodePath(first.device.Name())
-		tries = append(tries, "mkfs.ext4 "+path, "mount "+path+" /mnt", "umount /mnt",
+		tries = append(tries,
+			"mkfs.ext4 "+path,
+			"mount "+path+" /mnt",
+			"umount /mnt",
 			fmt.Sprintf("echo remove %d > %s", first.device.Minor(), ctl))
 	}
 	for _, try := range append(tries, "echo exit > "+ctl) {

@@ -22,7 +22,8 @@ func TestLinesAfterFailureRun(t *testing.T) {
 	}
 	for _, want := range []string{
 		"line 1: load nosuch: no file handler_nosuch.so", "ram: loaded /lib/handler_ram.so into process 42",
-		"line 5: add: /nosuch/x: no handler \"nosuch\" is loaded", "ram001: /test/mount/dev/ram001, 1048576 bytes",
+		"line 5: add: /nosuch/x: no handler \"nosuch\" is loaded",
+		"ram001: /test/mount/dev/ram001, 1048576 bytes",
 		"line 7: bogus: there is no command",
 	} {
 		if !strings.Contains(out, want) {

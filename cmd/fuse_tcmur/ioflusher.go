@@ -33,6 +33,6 @@ func becomeIOFlusher(log hclog.Logger) {
 			err = unix.Exec(self, os.Args, os.Environ())
 		}
 	}
-	log.Info("running without PR_SET_IO_FLUSHER: under memory pressure, writes through this mount may wait for themselves",
+	log.Info("running without PR_SET_IO_FLUSHER: when memory is short, writes may wait for themselves",
 		"reason", err)
 }

@@ -29,7 +29,9 @@ short line
 }
 
 func TestTopMount(t *testing.T) {
-	mounts := []mountInfo{{mountpoint: "/m", fsType: "lower"}, {mountpoint: "/m", fsType: "upper"}, {mountpoint: "/mm"}}
+	mounts := []mountInfo{
+		{mountpoint: "/m", fsType: "lower"}, {mountpoint: "/m", fsType: "upper"}, {mountpoint: "/mm"},
+	}
 	if top := topMount(mounts, "/m"); top == nil || top.fsType != "upper" {
 		t.Errorf("top mount: %v", top)
 	}

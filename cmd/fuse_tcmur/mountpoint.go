@@ -74,11 +74,11 @@ func clearMountpoint(procDir, path string, log hclog.Logger) (string, error) {
 // detachIfDead detaches the mount of this program at place if its server has ended. EBUSY: it has not.
 func detachIfDead(place string, log hclog.Logger) error {
 	if err := statWithin(place, statTimeout); !errors.Is(err, syscall.ENOTCONN) {
-		return failf(syscall.EBUSY, "another fuse_tcmur serves %s: stop it with 'echo exit > %s/dev/%s', or choose "+
-			"another directory with --mountpoint", place, place, ctlName)
+		return failf(syscall.EBUSY, "another fuse_tcmur serves %s: stop it with 'echo exit > %s/dev/%s', "+
+			"or choose another directory with --mountpoint", place, place, ctlName)
 	}
 	if err := unix.Unmount(place, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-		return failf(errnoOf(err), "a mount whose server has died is in the way, and 'umount -l %s' fails: %w", place, err)
+		return failf(errnoOf(err), "a dead mount is in the way, and umount -l %s fails: %w", place, err)
 	}
 	log.Warn("detached the mount of a server that has died", "mountpoint", place)
 	return nil

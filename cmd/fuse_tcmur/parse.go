@@ -104,25 +104,29 @@ func parseSize(text string) (int64, error) {
 	if suffix != "" {
 		power := strings.IndexByte(sizeSuffixes, suffix[0])
 		if power < 0 || (len(suffix) > 1 && suffix[1:] != "IB") {
-			return 0, failf(syscall.EINVAL, "%q is not a size: bytes, or a number with K, M, G or T (powers of 1024)", text)
+			return 0, badSize(text)
 		}
 		shift = 10 * (power + 1)
 	}
 	for i := range len(number) {
 		if !isDigit(number[i], 10) {
-			return 0, failf(syscall.EINVAL, "%q is not a size: bytes, or a number with K, M, G or T", text)
+			return 0, badSize(text)
 		}
 	}
 	value, err := strconv.ParseInt(number, 10, 64)
 	switch {
 	case number == "":
-		return 0, failf(syscall.EINVAL, "%q is not a size: the number is missing", text)
+		return 0, badSize(text)
 	case err != nil || value > math.MaxInt64>>shift:
 		return 0, failf(syscall.EINVAL, "%q is too large for a size", text)
 	case value == 0:
 		return 0, failf(syscall.EINVAL, "a size of 0 is not possible")
 	}
 	return value << shift, nil
+}
+
+func badSize(text string) error {
+	return failf(syscall.EINVAL, "%q is not a size: give it in bytes, or with K, M, G or T (powers of 1024)", text)
 }
 
 // parseSubtype checks that args is one word. Whether it can name a handler is for libtcmur to say.

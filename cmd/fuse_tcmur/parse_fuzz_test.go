@@ -11,15 +11,16 @@ import (
 // FuzzParser checks what must hold for every line anybody can write to the command node.
 func FuzzParser(f *testing.F) {
 	for _, line := range []string{
-		"", "# x", "load ram", "add 0 /ram/@", "add 0x10 size=1G ro block_size=4096 /file//a b#c # d", "remove 010",
-		"l ram", "e", "echo # no", "add -1 /ram/@", "add 99999999999999999999 size=99999999T /x", "source /a\x00b",
-		"add 1 size=9223372036854775807K /ram/@", "help add", "\xff\xfe #\r",
+		"", "# x", "load ram", "add 0 /ram/@", "add 0x10 size=1G ro block_size=4096 /file//a b#c # d",
+		"remove 010", "l ram", "e", "echo # no", "add -1 /ram/@", "add 99999999999999999999 size=99999999T /x",
+		"source /a\x00b", "add 1 size=9223372036854775807K /ram/@", "help add", "\xff\xfe #\r",
 	} {
 		f.Add(line)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
 		name, args := splitCommand(line)
-		if strings.ContainsAny(name, blanks) || strings.Trim(args, blanks) != args || (name == "" && args != "") {
+		if strings.ContainsAny(name, blanks) || strings.Trim(args, blanks) != args ||
+			(name == "" && args != "") {
 			t.Fatalf("splitCommand(%q) = %q, %q", line, name, args)
 		}
 		if !strings.Contains(line, args) {
@@ -40,7 +41,8 @@ func FuzzParser(f *testing.F) {
 			return
 		}
 		options := parsed.options
-		if parsed.minor < 0 || !strings.HasPrefix(parsed.config, "/") || !strings.HasSuffix(args, parsed.config) ||
+		if parsed.minor < 0 ||
+			!strings.HasPrefix(parsed.config, "/") || !strings.HasSuffix(args, parsed.config) ||
 			options.Size < 0 || options.BlockSize < 0 || options.MaxXfer < 0 {
 			t.Fatalf("parseAdd(%q) = %+v", args, parsed)
 		}

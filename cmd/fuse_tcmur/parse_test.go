@@ -63,7 +63,8 @@ func TestParseSize(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", "0", "0K", "K", "-1", "+1", "1KB", "1B", "1KiBs", "1P", "1 K", "0x10", "1.5G", "1e6", "8388608T", "9223372036854775808",
+		"", "0", "0K", "K", "-1", "+1", "1KB", "1B", "1KiBs", "1P", "1 K", "0x10", "1.5G", "1e6",
+		"8388608T", "9223372036854775808",
 	} {
 		_, err := parseSize(text)
 		wantErrno(t, err, syscall.EINVAL)

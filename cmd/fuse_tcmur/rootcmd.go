@@ -62,6 +62,15 @@ func (f sourceFlag) Set(value string) error {
 	return nil
 }
 
+const longText = `fuse_tcmur mounts a tree in which each device of a tcmu-runner storage handler (handler_*.so) is a
+regular file, MOUNTPOINT/dev/SUBTYPE000. It serves in the foreground until SIGINT, SIGTERM, the command
+'exit', or an umount from outside. Each handler runs in a process of its own.
+
+Commands are written to MOUNTPOINT/dev/tcmur; write(2) fails with the first failing command's errno:
+  echo load ram > /tcmur/dev/tcmur
+
+`
+
 // newRootCommand is the command line as users see it. Its errors carry an exit status, except those of the flag parser.
 func newRootCommand() *cobra.Command {
 	var opts options
@@ -69,11 +78,7 @@ func newRootCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "fuse_tcmur [flags]",
 		Short: "Access tcmu-runner storage handlers through a FUSE mount",
-		Long: "fuse_tcmur mounts a tree in which each device of a tcmu-runner storage handler (handler_*.so) is a\n" +
-			"regular file, MOUNTPOINT/dev/SUBTYPE000. It serves in the foreground until SIGINT, SIGTERM, the command\n" +
-			"'exit', or an umount from outside. Each handler runs in a process of its own.\n\n" +
-			"Commands are written to MOUNTPOINT/dev/tcmur; write(2) fails with the first failing command's errno:\n" +
-			"  echo load ram > /tcmur/dev/tcmur\n\n" + helpText(),
+		Long:  longText + helpText(),
 		Example: "  fuse_tcmur -c 'load ram' -c 'add 0 size=4G /ram/@'\n" +
 			"  mkfs.ext4 /tcmur/dev/ram000 && mount /tcmur/dev/ram000 /mnt",
 		Args:          cobra.NoArgs,
@@ -91,7 +96,8 @@ func newRootCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringVar(&opts.mountpoint, "mountpoint", defaultMountpoint, "`directory` to mount on; made if it is missing")
+	flags.StringVar(&opts.mountpoint, "mountpoint", defaultMountpoint,
+		"`directory` to mount on; made if it is missing")
 	flags.StringArrayVar(&opts.prefixes, "handler-prefix", defaultHandlerPrefixes(ownDir),
 		"where handlers lie: `prefix` SUBTYPE \".so\"; may be repeated, the first match is loaded")
 	flags.StringVar(&opts.hostBinary, "host-binary", defaultHostBinary(ownDir), "`path` of tcmur-host")
@@ -100,7 +106,8 @@ func newRootCommand() *cobra.Command {
 		"run a command once mounted; may be repeated; if it fails, so does the start")
 	flags.Var(sourceFlag{&opts.start}, "source",
 		"run the commands in a file once mounted, in order with the -c commands; may be repeated")
-	flags.StringVar(&opts.logLevel, "log-level", "info", "least `level` that goes to stderr: trace, debug, info, warn or error")
+	flags.StringVar(&opts.logLevel, "log-level", "info",
+		"least `level` that goes to stderr: trace, debug, info, warn or error")
 	flags.StringVar(&opts.logFormat, "log-format", "text", "`format` of the log: text or json")
 	flags.BoolVar(&opts.hints, "hints", false, "print what to try next, even if stdout is not a terminal")
 	cmd.SetVersionTemplate("fuse_tcmur {{.Version}}\n")

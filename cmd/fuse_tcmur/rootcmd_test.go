@@ -25,8 +25,9 @@ func parseFlags(t *testing.T, args ...string) error {
 
 func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
-		{"argument"}, {"--nosuch"}, {"--mountpoint="}, {"--mountpoint", "/"}, {"--max-minors", "0"}, {"--max-minors", "x"},
-		{"--max-minors", "1000000"}, {"--log-level", "loud"}, {"--log-format", "xml"}, {"-c"},
+		{"argument"}, {"--nosuch"}, {"--mountpoint="}, {"--mountpoint", "/"},
+		{"--max-minors", "0"}, {"--max-minors", "x"}, {"--max-minors", "1000000"},
+		{"--log-level", "loud"}, {"--log-format", "xml"}, {"-c"},
 	} {
 		var stderr bytes.Buffer
 		if got := report(parseFlags(t, args...), &stderr); got != exitUsage {
@@ -40,8 +41,9 @@ func TestUsageErrors(t *testing.T) {
 
 func TestGoodFlags(t *testing.T) {
 	for _, args := range [][]string{
-		{}, {"--mountpoint", "rel/dir/"}, {"--log-level", "trace", "--log-format", "json"}, {"--max-minors", "4096"},
-		{"--handler-prefix", "/a/handler_", "--handler-prefix", "b,c_"}, {"--hints", "-c", "load ram"},
+		{}, {"--mountpoint", "rel/dir/"}, {"--log-level", "trace", "--log-format", "json"},
+		{"--max-minors", "4096"}, {"--handler-prefix", "/a/handler_", "--handler-prefix", "b,c_"},
+		{"--hints", "-c", "load ram"},
 	} {
 		if err := parseFlags(t, args...); err != nil {
 			t.Errorf("%q: %v", args, err)
@@ -55,7 +57,8 @@ func TestStartOrder(t *testing.T) {
 	cmd := &cobra.Command{}
 	cmd.Flags().VarP(commandFlag{&list}, "command", "c", "")
 	cmd.Flags().Var(sourceFlag{&list}, "source", "")
-	if err := cmd.ParseFlags([]string{"-c", "load a, b", "--source", "x", "--command", "load c", "--source", "/y"}); err != nil {
+	args := []string{"-c", "load a, b", "--source", "x", "--command", "load c", "--source", "/y"}
+	if err := cmd.ParseFlags(args); err != nil {
 		t.Fatal(err)
 	}
 	dir, err := os.Getwd()
@@ -74,7 +77,8 @@ func TestRelativePathsBecomeAbsolute(t *testing.T) {
 		t.Fatal(err)
 	}
 	opts := options{
-		mountpoint: "m/", prefixes: []string{"p/", "/q_"}, hostBinary: "h", maxMinors: 1, logLevel: "info", logFormat: "text",
+		mountpoint: "m/", prefixes: []string{"p/", "/q_"}, hostBinary: "h",
+		maxMinors: 1, logLevel: "info", logFormat: "text",
 	}
 	if err := opts.complete(); err != nil {
 		t.Fatal(err)
@@ -88,8 +92,9 @@ func TestRelativePathsBecomeAbsolute(t *testing.T) {
 func TestHelpAndVersion(t *testing.T) {
 	for arg, wants := range map[string][]string{
 		"--help": {
-			"EXIT STATUS", "--mountpoint", "--handler-prefix", "--host-binary", "--source", "-c, --command", "--log-level",
-			"--log-format", "--version", "--max-minors", "add MINOR [KEY=VALUE ...] /SUBTYPE/CFG", "/tcmur",
+			"EXIT STATUS", "--mountpoint", "--handler-prefix", "--host-binary", "--source", "-c, --command",
+			"--log-level", "--log-format", "--version", "--max-minors",
+			"add MINOR [KEY=VALUE ...] /SUBTYPE/CFG", "/tcmur",
 		},
 		"--version": {"fuse_tcmur " + versionString()},
 	} {
@@ -110,7 +115,8 @@ func TestHelpAndVersion(t *testing.T) {
 
 func TestDefaults(t *testing.T) {
 	prefixes := defaultHandlerPrefixes("/opt/ft/bin")
-	if prefixes[0] != "/opt/ft/lib/tcmu-runner/handler_" || !slices.Contains(prefixes, "/usr/local/lib/tcmu-runner/handler_") ||
+	if prefixes[0] != "/opt/ft/lib/tcmu-runner/handler_" ||
+		!slices.Contains(prefixes, "/usr/local/lib/tcmu-runner/handler_") ||
 		prefixes[len(prefixes)-1] != "/usr/lib64/tcmu-runner/handler_" {
 		t.Errorf("handler prefixes %q", prefixes)
 	}

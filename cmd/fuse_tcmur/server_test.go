@@ -19,6 +19,7 @@ type serverRig struct {
 	signals chan os.Signal
 	stdout  *firstWrite
 	result  chan error
+	err     error // what serve returned, set by wantStatus
 }
 
 // firstWrite tells when something was written, and keeps it.
@@ -70,10 +71,11 @@ func (r *serverRig) ready(t *testing.T) {
 }
 
 // wantStatus waits for the end and checks the exit status, and that everything was taken down.
-func (r *serverRig) wantStatus(t *testing.T, status int) error {
+func (r *serverRig) wantStatus(t *testing.T, status int) {
 	t.Helper()
 	select {
-	case err := <-r.result:
+	case r.err = <-r.result:
+		err := r.err
 		var out strings.Builder
 		if got := report(err, &out); got != status {
 			t.Errorf("exit status %d (%v), want %d\n%s", got, err, status, r.log)
@@ -87,10 +89,8 @@ func (r *serverRig) wantStatus(t *testing.T, status int) error {
 		if r.exists("/dev") || r.exists("/sys") {
 			t.Errorf("nodes are left:\n%s", r.tree.Format())
 		}
-		return err
 	case <-time.After(20 * time.Second):
 		t.Fatalf("did not end\n%s", r.log)
-		return nil
 	}
 }
 
@@ -98,7 +98,7 @@ func TestServeUntilExit(t *testing.T) {
 	file := writeFile(t, t.TempDir(), "start", "add 0 /ram/@\n")
 	r := startServer(t, startItem{command: "load ram"}, startItem{file: file}, startItem{command: "echo hello"})
 	r.ready(t)
-	if got := r.stdout.text.String(); !strings.Contains(got, "hello\n") || !strings.Contains(got, "serving /test/mount ") {
+	if got := r.stdout.text.String(); !strings.Contains(got, "hello\nserving /test/mount ") {
 		t.Errorf("stdout: %q", got)
 	}
 	if !r.exists("/dev/ram000") {
@@ -145,10 +145,10 @@ func TestFailingStartCommand(t *testing.T) {
 	file := writeFile(t, t.TempDir(), "start", "# two\nload nosuch\nload qcow\n")
 	for _, item := range []startItem{{command: "load nosuch\nload qcow"}, {file: file}} {
 		r := startServer(t, startItem{command: "load ram"}, item, startItem{command: "load qcow"})
-		err := r.wantStatus(t, exitStartFailed)
-		wantErrno(t, err, syscall.ENOENT)
-		if item.file != "" && !strings.Contains(err.Error(), file+":2: load nosuch") {
-			t.Errorf("%q does not say where", err)
+		r.wantStatus(t, exitStartFailed)
+		wantErrno(t, r.err, syscall.ENOENT)
+		if item.file != "" && !strings.Contains(r.err.Error(), file+":2: load nosuch") {
+			t.Errorf("%q does not say where", r.err)
 		}
 		if strings.Contains(r.log.String(), "qcow") {
 			t.Error("a command after the failing one was run")
@@ -158,7 +158,8 @@ func TestFailingStartCommand(t *testing.T) {
 
 func TestMissingStartFile(t *testing.T) {
 	r := startServer(t, startItem{file: "/nonexistent/file"})
-	wantErrno(t, r.wantStatus(t, exitStartFailed), syscall.ENOENT)
+	r.wantStatus(t, exitStartFailed)
+	wantErrno(t, r.err, syscall.ENOENT)
 }
 
 func TestSignalWhenIdle(t *testing.T) {
@@ -178,8 +179,9 @@ func TestSignalDuringStart(t *testing.T) {
 	go func() { r.result <- r.server.serve(startList{{command: "load ram"}}) }()
 	<-r.lib.entered
 	r.signals <- syscall.SIGINT
-	if err := r.wantStatus(t, exitStartFailed); !strings.Contains(err.Error(), "interrupt") {
-		t.Errorf("%q does not name the signal", err)
+	r.wantStatus(t, exitStartFailed)
+	if !strings.Contains(r.err.Error(), "interrupt") {
+		t.Errorf("%q does not name the signal", r.err)
 	}
 }
 
@@ -221,11 +223,13 @@ func TestCannotMount(t *testing.T) {
 	r := newRig(t)
 	s := &server{
 		log: r.front.log, lib: r.lib, tree: failingTree{r.tree}, front: r.front, interp: r.interp,
-		point: &mountpoint{path: "/test/mount"}, ended: make(chan struct{}), ctx: t.Context(), abandon: func() {},
+		point: &mountpoint{path: "/test/mount"}, ended: make(chan struct{}),
+		ctx: t.Context(), abandon: func() {},
 	}
 	err := s.serve(nil)
 	wantErrno(t, err, syscall.EPERM)
-	if got := report(err, &strings.Builder{}); got != exitStartFailed || !strings.Contains(err.Error(), "cannot mount") {
+	got := report(err, &strings.Builder{})
+	if got != exitStartFailed || !strings.Contains(err.Error(), "cannot mount") {
 		t.Errorf("exit status %d, %v", got, err)
 	}
 }
@@ -236,22 +240,24 @@ type failingTree struct{ *fakeTree }
 func (failingTree) Run() error { return syscall.EPERM }
 
 func TestSecondSignalForces(t *testing.T) {
+	failFlush := func(r *serverRig) { r.lib.devices[0].flushErr = syscall.EIO }
+	failClose := func(r *serverRig) { r.lib.shutdownErr = errors.New("a close failed") }
 	for _, test := range []struct {
 		name   string
 		flags  uint32
-		errors func(*serverRig)
+		fail   func(*serverRig)
 		status int
 	}{
 		{"reader", syscall.O_RDONLY, func(*serverRig) {}, exitClean},
 		{"writer", syscall.O_RDWR, func(*serverRig) {}, exitDataAtRisk},
-		{"failing flush", syscall.O_RDONLY, func(r *serverRig) { r.lib.devices[0].flushErr = syscall.EIO }, exitDataAtRisk},
-		{"failing close", syscall.O_RDONLY, func(r *serverRig) { r.lib.shutdownErr = errors.New("x") }, exitDataAtRisk},
+		{"failing flush", syscall.O_RDONLY, failFlush, exitDataAtRisk},
+		{"failing close", syscall.O_RDONLY, failClose, exitDataAtRisk},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := startServer(t, startItem{command: "load ram\nadd 0 /ram/@"})
 			r.ready(t)
 			r.open(t, 0, test.flags)
-			test.errors(r)
+			test.fail(r)
 			device := r.lib.devices[0]
 			r.tree.setBusy(true)
 			r.signals <- syscall.SIGTERM
@@ -269,7 +275,8 @@ func TestSecondSignalForces(t *testing.T) {
 
 func TestReadyText(t *testing.T) {
 	r := newRig(t)
-	if got := readyText(r.front, false); strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, "serving /test/mount ") {
+	got := readyText(r.front, false)
+	if strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, "serving /test/mount ") {
 		t.Errorf("without hints: %q", got)
 	}
 	if got := readyText(r.front, true); !strings.Contains(got, "echo load ram > /test/mount/dev/tcmur\n") {

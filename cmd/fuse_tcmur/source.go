@@ -43,7 +43,7 @@ func (c *call) source(path string) error {
 // is compared once more, because a link may have changed meanwhile.
 func readCommandFile(path string, own ownMount) (string, error) {
 	if !filepath.IsAbs(path) {
-		return "", failf(syscall.EINVAL, "%s: give an absolute path: the server does not know your directory", path)
+		return "", failf(syscall.EINVAL, "%s: give an absolute path, the server is in another directory", path)
 	}
 	resolved, err := resolvePath(path, own.covers)
 	var untouchable *untouchableError

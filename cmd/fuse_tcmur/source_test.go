@@ -33,7 +33,8 @@ func TestSource(t *testing.T) {
 func TestSourceStopsAtFailure(t *testing.T) {
 	r := newRig(t)
 	path := writeFile(t, t.TempDir(), "cmds", "load nosuch\nload ram\n")
-	err := r.interp.run(t.Context(), script{text: "source " + path + "\nload qcow", stopAtFailure: true}, &bytes.Buffer{})
+	commands := script{text: "source " + path + "\nload qcow", stopAtFailure: true}
+	err := r.interp.run(t.Context(), commands, &bytes.Buffer{})
 	wantErrno(t, err, syscall.ENOENT)
 	if r.exists("/sys/modules/ram") || r.exists("/sys/modules/qcow") {
 		t.Error("lines after the failure were run")
@@ -94,7 +95,8 @@ func TestSourceNeverTouchesOwnMount(t *testing.T) {
 	writeFile(t, r.front.sys.proc, "self/mountinfo",
 		fmt.Sprintf("100 1 0:77 / %s rw - fuse.fuse_tcmur fuse_tcmur rw\n", mount)+
 			fmt.Sprintf("101 1 0:77 /dev %s rw - fuse.fuse_tcmur fuse_tcmur rw\n", bound))
-	for name, target := range map[string]string{"link": mount + "/dev", "relative": "sub/../mount", "sub/up": "../link"} {
+	links := map[string]string{"link": mount + "/dev", "relative": "sub/../mount", "sub/up": "../link"}
+	for name, target := range links {
 		if err := os.MkdirAll(filepath.Join(dir, "sub"), 0o755); err != nil {
 			t.Fatal(err)
 		}
