@@ -117,6 +117,14 @@ test-go: all ## run the Go tests only, with the race detector and then on one pr
 	$(go_test) $(logs)/race.log -race -timeout 15m ./...
 	GOMAXPROCS=1 $(go_test) $(logs)/one-processor.log -timeout 10m ./shared/... ./plugin/... ./fusetree/...
 
+# The C of the host under the address sanitizer, with the front as it is.
+.PHONY: test-asan
+test-asan: all ## run the tests that use hosts, with a host that has the address sanitizer
+	@mkdir -p $(asan)/bin
+	CGO_ENABLED=1 CC='$(CC)' $(GO) build -asan -o $(asan)/bin/tcmur-host ./cmd/tcmur-host
+	@cp bin/fuse_tcmur $(asan)/bin
+	GO='$(GO)' TCMUR_BIN='$(CURDIR)/$(asan)/bin' .ci/go-test $(logs)/asan.log -timeout 15m ./plugin
+
 .PHONY: format-check
 format-check:
 	@files=$$(gofmt -l $(go_dirs)); [ -z "$$files" ] || { echo "not formatted (run gofmt -w):" $$files >&2; exit 1; }
@@ -136,9 +144,9 @@ test-c: $(handlers) $(c_test) $(c_test_asan) ## run the tests of our handlers on
 	@.ci/c-test $(c_test) lib/tcmu-runner
 	@.ci/c-test $(asan)/handler_test $(asan)
 
-$(c_test) $(asan)/handler_test: plugin/handlers/handler_test.c
+$(c_test) $(asan)/handler_test: plugin/handlers/handler_test.c plugin/handlers/test_host.c
 	@mkdir -p $(@D)
-	$(CC) $(c_flags) $(if $(findstring $(asan),$@),$(sanitizers)) $(LDFLAGS) -rdynamic -o $@ $<
+	$(CC) $(c_flags) $(if $(findstring $(asan),$@),$(sanitizers)) $(LDFLAGS) -rdynamic -o $@ $(filter %.c,$^)
 
 $(asan)/handler_ram.so: $(ram_objects:$(build)/handlers/%.o=plugin/handlers/%.c)
 $(asan)/handler_file.so: $(file_objects:$(build)/handlers/%.o=plugin/handlers/%.c)
@@ -169,6 +177,8 @@ bench: all ## run the benchmarks
 golangci := $(tools)/golangci-lint-2.12.2
 c_files := $(wildcard cmd/tcmur-host/*.c plugin/handlers/*.c plugin/testdata/*.c)
 h_files := $(wildcard cmd/tcmur-host/*.h plugin/handlers/*.h shared/*.h)
+# gcc 12 takes a fixed address, as of a handler that crashes for a test, for an array without elements.
+lint_c_flags = $(c_flags) -Werror -Wno-array-bounds -Iplugin/handlers -Ishared
 
 .PHONY: lint
 lint: format-check vet lint-cgo lint-c $(golangci) ## check style, mistakes and the direction of imports
@@ -187,10 +197,13 @@ lint-c:
 	@.ci/packages --wanted clang-format
 	@if command -v clang-format >/dev/null; then clang-format --dry-run -Werror $(c_files) $(h_files); \
 	else echo 'no clang-format: the format of C files is not checked'; fi
-	@for file in $(c_files); do \
-		$(CC) $(c_flags) -Werror -Iplugin/handlers -c -o /dev/null $$file; done
-	@for file in $(h_files); do \
-		$(CC) $(c_flags) -Werror -x c -fsyntax-only -include $$file /dev/null; done
+	@for file in $(c_files); do $(CC) $(lint_c_flags) -c -o /dev/null $$file; done
+	@for file in $(h_files); do $(CC) $(lint_c_flags) -x c -fsyntax-only -include $$file /dev/null; done
+
+.PHONY: format
+format: ## format all Go and C files
+	gofmt -w $(go_dirs)
+	clang-format -i $(c_files) $(h_files)
 
 $(golangci):
 	GOBIN='$(CURDIR)/$(tools)' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.2

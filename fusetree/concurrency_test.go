@@ -35,8 +35,8 @@ func checkBlock(p []byte, where, round uint64) error {
 }
 
 // Readers and writers of stable files see their own data while nodes around them come and go.
+// Not parallel, as TestRemoveWhileOpen.
 func TestConcurrentUse(t *testing.T) {
-	t.Parallel()
 	s := serve(t, Options{})
 	const (
 		files   = 4
@@ -47,8 +47,7 @@ func TestConcurrentUse(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range files {
 		name := fmt.Sprint("stable", i)
-		m := newMemory(t, s.Tree, name, workers*blocks*stressBlock)
-		m.direct = i%2 == 0
+		addMemory(t, s.Tree, name, &memory{data: make([]byte, workers*blocks*stressBlock), direct: i%2 == 0})
 		for w := range workers {
 			group.Go(func() { writeAndCheck(t, s.path(name), uint64(w*blocks), blocks, rounds) })
 		}

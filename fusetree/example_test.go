@@ -4,8 +4,6 @@ package fusetree_test
 
 import (
 	"fmt"
-	"io"
-	"log"
 	"os"
 	"os/exec"
 	"strings"
@@ -17,17 +15,17 @@ import (
 func Example() {
 	mountpoint, err := os.MkdirTemp("", "fusetree")
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	tree, err := fusetree.Init(mountpoint, fusetree.Options{FsName: "example"})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 
 	const text = "Hello from the other side.\n"
 	dir, err := tree.Mkdir("greetings", tree.Root())
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	node, err := tree.Add("hello", dir, 0o444, &fusetree.Ops{
 		Read: func(_ *fusetree.File, p []byte, off int64) (int, error) {
@@ -35,39 +33,40 @@ func Example() {
 		},
 	}, nil)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	node.UpdateSize(int64(len(text)))
+
+	fmt.Print(tree.Format())
 
 	ended := make(chan error, 1)
 	go func() { ended <- tree.Run() }()
 	select {
 	case <-tree.Mounted():
 	case err := <-ended:
-		log.Fatal(err)
+		panic(err)
 	}
 
 	// Use the mount from another process.
 	out, err := exec.Command("cat", mountpoint+node.Path()).Output()
 	if err != nil {
-		log.Print(err)
+		fmt.Println(err)
 	}
 	fmt.Printf("%s", out)
-	_, _ = io.WriteString(os.Stdout, tree.Format())
 
 	if err := tree.Unmount(false); err != nil {
-		log.Print(err)
+		fmt.Println(err)
 	}
 	if err := <-ended; err != nil {
-		log.Print(err)
+		fmt.Println(err)
 	}
 	if err := os.Remove(mountpoint); err != nil {
-		log.Print(err)
+		fmt.Println(err)
 	}
 	// Output:
-	// Hello from the other side.
 	// MODE                       SIZE  OPEN  NAME
 	// drwxr-xr-x                    -     -  /
 	// drwxr-xr-x                    -     -    greetings/
 	// -r--r--r--                   27     0      hello
+	// Hello from the other side.
 }

@@ -23,16 +23,18 @@ type memory struct {
 
 func newMemory(t testing.TB, tree *Tree, name string, size int) *memory {
 	t.Helper()
-	m := &memory{data: make([]byte, size)}
-	m.node = must(tree.Add(name, tree.Root(), 0o600, m.ops(), m))(t)
-	m.node.UpdateSize(int64(size))
-	return m
+	return addMemory(t, tree, name, &memory{data: make([]byte, size)})
 }
 
 func newDirectMemory(t testing.TB, tree *Tree, name string, size int) *memory {
 	t.Helper()
-	m := newMemory(t, tree, name, size)
-	m.direct = true
+	return addMemory(t, tree, name, &memory{data: make([]byte, size), direct: true})
+}
+
+func addMemory(t testing.TB, tree *Tree, name string, m *memory) *memory {
+	t.Helper()
+	m.node = must(tree.Add(name, tree.Root(), 0o600, m.ops(), m))(t)
+	m.node.UpdateSize(int64(len(m.data)))
 	return m
 }
 
@@ -78,4 +80,11 @@ func (m *memory) bytes(off, n int) []byte {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return append([]byte(nil), m.data[off:off+n]...)
+}
+
+// put sets bytes behind the back of the mount.
+func (m *memory) put(off int, p string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	copy(m.data[off:], p)
 }

@@ -28,61 +28,94 @@ type mountID struct {
 	mount        uint64
 }
 
-// newMount mounts fs on the directory path and has exchanged INIT with the kernel when it returns. The caller serves.
-func newMount(path string, fs fuse.RawFileSystem, opts *fuse.MountOptions) (*mount, *fuse.Server, error) {
+// newMount mounts on the directory path and returns the descriptor on which the kernel sends its requests, beginning with
+// INIT. Nothing can use the mount before that has been answered.
+func newMount(path string, opts *fuse.MountOptions) (*mount, int, error) {
 	st, err := os.Stat(path)
 	if err == nil {
 		path, err = filepath.EvalSymlinks(path) // umount(2) must mean what mount(2) meant
 	}
 	switch {
 	case errors.Is(err, syscall.ENOTCONN):
-		return nil, nil, fmt.Errorf("a dead FUSE mount is on %s, remove it with umount: %w", path, err)
+		return nil, -1, fmt.Errorf("a dead FUSE mount is on %s, remove it with umount: %w", path, err)
 	case err != nil:
-		return nil, nil, fmt.Errorf("mount point: %w", err)
+		return nil, -1, fmt.Errorf("mount point: %w", err)
 	case !st.IsDir():
-		return nil, nil, fmt.Errorf("mount point %s: %w", path, syscall.ENOTDIR)
+		return nil, -1, fmt.Errorf("mount point %s: %w", path, syscall.ENOTDIR)
 	}
-	target := path
+	var fd int
 	if os.Geteuid() == 0 {
-		if target, err = mountAsRoot(path, opts); err != nil {
-			return nil, nil, err
-		}
+		fd, err = mountAsRoot(path, opts)
 	} else {
-		// fusermount3(1), which go-fuse runs. allow_other would need consent in /etc/fuse.conf.
-		opts.Options = []string{"default_permissions"}
+		fd, err = mountAsUser(path, opts)
 	}
-	server, err := fuse.NewServer(fs, target, opts)
 	if err != nil {
-		// The server has closed the connection, if there was one.
-		if target != path {
-			err = errors.Join(err, unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
-		}
-		return nil, nil, fmt.Errorf("mount on %s: %w", path, err)
+		return nil, -1, fmt.Errorf("mount on %s: %w", path, err)
 	}
 	m := &mount{path: path}
 	if m.id, err = mountAt(path); err != nil {
 		_ = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		server.Serve() // closes the connection
-		return nil, nil, fmt.Errorf("mount on %s: %w", path, err)
+		_ = unix.Close(fd)
+		return nil, -1, fmt.Errorf("mount on %s: %w", path, err)
 	}
-	return m, server, nil
+	return m, fd, nil
 }
 
-// mountAsRoot calls mount(2) and returns the name by which fuse.NewServer takes the connection over. go-fuse can
-// call mount(2) as well, but then child processes inherit the connection and keep it alive after a crash of this one.
-func mountAsRoot(path string, opts *fuse.MountOptions) (string, error) {
+// mountAsRoot calls mount(2). The descriptor is not inherited by child processes, which would keep the connection alive
+// after a crash of this one.
+func mountAsRoot(path string, opts *fuse.MountOptions) (int, error) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", fmt.Errorf("open /dev/fuse (is the fuse module there?): %w", err)
+		return -1, fmt.Errorf("open /dev/fuse (is the fuse module there?): %w", err)
 	}
 	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,allow_other,default_permissions,max_read=%d",
 		fd, syscall.S_IFDIR, os.Geteuid(), os.Getegid(), opts.MaxWrite)
 	err = unix.Mount(opts.FsName, path, "fuse."+opts.Name, unix.MS_NOSUID|unix.MS_NODEV, data)
 	if err != nil {
 		_ = unix.Close(fd)
-		return "", fmt.Errorf("mount on %s: %w", path, err)
+		return -1, err
 	}
-	return fmt.Sprintf("/dev/fd/%d", fd), nil
+	return fd, nil
+}
+
+// mountAsUser has fusermount3(1) mount and send the descriptor back through a socket. Without allow_other, which would
+// need consent in /etc/fuse.conf.
+func mountAsUser(path string, opts *fuse.MountOptions) (int, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
+	defer func() { _ = ours.Close() }()
+	options := fmt.Sprintf("default_permissions,fsname=%s,subtype=%s,max_read=%d", opts.FsName, opts.Name, opts.MaxWrite)
+	cmd := exec.Command("fusermount3", "-o", options, "--", path)
+	cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3")
+	cmd.ExtraFiles = []*os.File{theirs}
+	out, err := cmd.CombinedOutput()
+	_ = theirs.Close()
+	if err != nil {
+		return -1, fmt.Errorf("fusermount3: %s: %w", strings.TrimSpace(string(out)), errors.Join(err, syscall.EPERM))
+	}
+	return receiveDescriptor(int(ours.Fd()))
+}
+
+// receiveDescriptor receives one descriptor that was sent before.
+func receiveDescriptor(socket int) (int, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(socket, make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil {
+		return -1, err
+	}
+	for _, m := range messages {
+		if fds, err := unix.ParseUnixRights(&m); err == nil && len(fds) == 1 {
+			return fds[0], nil
+		}
+	}
+	return -1, fmt.Errorf("fusermount3 sent no descriptor: %w", syscall.EPROTO)
 }
 
 // mountAt identifies the mount that is on top at path, without asking its file system, which may be dead or not yet be

@@ -5,6 +5,7 @@ package fusetree
 import (
 	"errors"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
@@ -39,6 +40,16 @@ type Ops struct {
 	// reported, the bytes are. Without it write(2) fails with EINVAL. With O_APPEND the kernel chooses off, by the
 	// node's size.
 	Write func(f *File, p []byte, off int64, flags WriteFlags) (int, error)
+
+	// Start is asked before Read and Write. It may begin the request and return true, and r.Complete then ends it at any
+	// time, also before Start returns; with false r is not used, and Read or Write is called, from a goroutine for the
+	// request alone. Start runs on a thread that all requests of the mount have to pass through, so it must not
+	// wait for anything but its turn. What it began may be held back until Commit.
+	Start func(r *IO) bool
+
+	// Commit follows one or more calls of Start for the node, on the same thread: what was held back must get going. With
+	// spin above 0 the one request in flight is of this node, and Commit may wait so long for its end.
+	Commit func(n *Node, spin time.Duration)
 
 	// Truncate is called for ftruncate(2), truncate(2) and open(2) with O_TRUNC; f is nil where no open file is
 	// involved, as for the latter two. A Truncate that changes the size calls UpdateSize. Without it the request is

@@ -155,7 +155,7 @@ func (r *rawFS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut
 	r.t.mu.Lock()
 	defer r.t.mu.Unlock()
 	n.fillAttr(&out.Attr)
-	out.SetTimeout(cacheTimeout)
+	out.SetTimeout(0) // the kernel believes this reply even if an update has overtaken it, as in Lookup
 	return fuse.OK
 }
 

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,11 +58,11 @@ func TestReadAndWrite(t *testing.T) {
 			t.Errorf("%s: read %d bytes to the end", name, len(all))
 		}
 		n, err := f.ReadAt(got, 9997)
-		if n != 3 || err != io.EOF {
+		if n != 3 || !errors.Is(err, io.EOF) {
 			t.Errorf("%s: read over the end: %d, %v", name, n, err)
 		}
 		n, err = f.ReadAt(got, 20000)
-		if n != 0 || err != io.EOF {
+		if n != 0 || !errors.Is(err, io.EOF) {
 			t.Errorf("%s: read beyond the end: %d, %v", name, n, err)
 		}
 		_, err = f.WriteAt(got, 20000)
@@ -224,9 +223,7 @@ func TestUpdateMTimeDropsCachedPages(t *testing.T) {
 	f := open(t, s.path("file"), os.O_RDONLY)
 	got := make([]byte, 3)
 	must(f.ReadAt(got, 0))(t)
-	m.mu.Lock()
-	copy(m.data, "new")
-	m.mu.Unlock()
+	m.put(0, "new")
 	m.node.UpdateMTime()
 	must(f.ReadAt(got, 0))(t)
 	if string(got) != "new" {
@@ -234,11 +231,33 @@ func TestUpdateMTimeDropsCachedPages(t *testing.T) {
 	}
 }
 
+func TestKeepCache(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Options{})
+	for _, keep := range []bool{true, false} {
+		reads := make(chan struct{}, 10)
+		name := fmt.Sprint("keep-", keep)
+		must(s.Add(name, s.Root(), 0o600, &Ops{
+			Open: func(f *File) error { f.KeepCache = keep; return nil },
+			Read: func(_ *File, p []byte, _ int64) (int, error) {
+				reads <- struct{}{}
+				return len(p), nil
+			},
+		}, nil))(t).UpdateSize(4096)
+		for range 2 {
+			must(os.ReadFile(s.path(name)))(t)
+		}
+		if n := len(reads); keep && n != 1 || !keep && n != 2 {
+			t.Errorf("KeepCache %v: %d reads", keep, n)
+		}
+	}
+}
+
 func TestTruncateIsIgnoredWithoutOp(t *testing.T) {
 	t.Parallel()
 	s := serve(t, Options{})
 	m := newMemory(t, s.Tree, "file", 8192)
-	copy(m.data[4096:], "kept")
+	m.put(4096, "kept")
 	path := s.path("file")
 
 	f := open(t, path, os.O_RDWR|os.O_TRUNC|os.O_CREATE)
@@ -265,19 +284,17 @@ func TestTruncateOp(t *testing.T) {
 		open bool
 		size int64
 	}
-	var calls []call
-	var node *Node
-	node = must(s.Add("file", s.Root(), 0o600, &Ops{
+	calls := make(chan call, 3)
+	must(s.Add("file", s.Root(), 0o600, &Ops{
 		Truncate: func(f *File, size int64) error {
-			calls = append(calls, call{f != nil && f.Node == node, size})
+			calls <- call{f != nil, size}
 			if size > 1000 {
 				return fmt.Errorf("too large: %w", syscall.EFBIG)
 			}
-			node.UpdateSize(size)
+			s.Lookup("/file").UpdateSize(size)
 			return nil
 		},
-	}, nil))(t)
-	node.UpdateSize(77)
+	}, nil))(t).UpdateSize(77)
 	path := s.path("file")
 	f := open(t, path, os.O_WRONLY|os.O_TRUNC)
 	ok(t, "ftruncate", f.Truncate(500))
@@ -288,9 +305,10 @@ func TestTruncateOp(t *testing.T) {
 	if st := stat(t, path); st.Size != 500 {
 		t.Errorf("size %d", st.Size)
 	}
-	want := []call{{false, 0}, {true, 500}, {false, 2000}}
-	if !slices.Equal(calls, want) {
-		t.Errorf("calls %v, want %v", calls, want)
+	for _, want := range []call{{false, 0}, {true, 500}, {false, 2000}} {
+		if got := await(t, "Truncate", calls); got != want {
+			t.Errorf("called with %v, want %v", got, want)
+		}
 	}
 }
 
@@ -387,8 +405,7 @@ func TestPartialTransfers(t *testing.T) {
 func TestPanicInOp(t *testing.T) {
 	t.Parallel()
 	s := serve(t, Options{})
-	var node *Node
-	node = must(s.Add("file", s.Root(), 0o600, &Ops{
+	node := must(s.Add("file", s.Root(), 0o600, &Ops{
 		Fsync:   func(*File, bool) error { panic("on purpose") },
 		Read:    func(_ *File, p []byte, _ int64) (int, error) { return len(p) + 1, nil },
 		Release: func(*File) { panic("on purpose") },
@@ -456,7 +473,7 @@ func TestSeekAndCopyRange(t *testing.T) {
 	t.Parallel()
 	s := serve(t, Options{})
 	from, to := newMemory(t, s.Tree, "from", 8192), newMemory(t, s.Tree, "to", 8192)
-	copy(from.data, "copied")
+	from.put(0, "copied")
 	f, g := open(t, s.path("from"), os.O_RDWR), open(t, s.path("to"), os.O_RDWR)
 	for range 2 {
 		for _, c := range []struct {
@@ -548,8 +565,9 @@ func TestRemovedCurrentDirectory(t *testing.T) {
 	wantErr(t, "lookup in a removed directory", err, syscall.ENOENT)
 }
 
+// Not parallel, nor is the next: other tests start processes, and until it calls exec(2) a child has every file open
+// that its parent has.
 func TestRemoveWhileOpen(t *testing.T) {
-	t.Parallel()
 	s := serve(t, Options{})
 	m := newMemory(t, s.Tree, "file", 4096)
 	f, g := open(t, s.path("file"), os.O_RDWR), open(t, s.path("file"), os.O_RDONLY)
@@ -568,7 +586,7 @@ func TestRemoveWhileOpen(t *testing.T) {
 	wantErr(t, "Remove", s.Remove("file", s.Root()), syscall.EBUSY)
 
 	// A duplicate keeps it open after a close.
-	dup := must(unix.Dup(int(g.Fd())))(t)
+	dup := must(unix.FcntlInt(g.Fd(), unix.F_DUPFD_CLOEXEC, 0))(t)
 	ok(t, "close", g.Close())
 	wantErr(t, "Remove", s.Remove("file", s.Root()), syscall.EBUSY)
 	must(unix.Pread(dup, make([]byte, 1), 0))(t)
@@ -583,7 +601,6 @@ func TestRemoveWhileOpen(t *testing.T) {
 
 // close(2) does not wait for RELEASE, but a Remove that follows it must not fail for that.
 func TestRemoveAfterClose(t *testing.T) {
-	t.Parallel()
 	s := serve(t, Options{})
 	for range 200 {
 		m := newMemory(t, s.Tree, "file", 4096)
@@ -740,15 +757,15 @@ func TestRequestSize(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []int{0, 64 << 10} {
 		s := serve(t, Options{MaxWrite: limit})
-		var largestRead, largestWrite int
+		reads, writes := make(chan int, 1000), make(chan int, 1000)
 		must(s.Add("file", s.Root(), 0o600, &Ops{
 			Open: func(f *File) error { f.DirectIO = true; return nil },
 			Read: func(_ *File, p []byte, _ int64) (int, error) {
-				largestRead = max(largestRead, len(p))
+				reads <- len(p)
 				return len(p), nil
 			},
 			Write: func(_ *File, p []byte, _ int64, _ WriteFlags) (int, error) {
-				largestWrite = max(largestWrite, len(p))
+				writes <- len(p)
 				return len(p), nil
 			},
 		}, nil))(t)
@@ -759,8 +776,14 @@ func TestRequestSize(t *testing.T) {
 		if limit == 0 {
 			limit = defaultMaxWrite
 		}
-		if largestRead > limit || largestWrite > limit || largestRead < limit/2 || largestWrite < limit/2 {
-			t.Errorf("limit %d: reads of %d bytes, writes of %d", limit, largestRead, largestWrite)
+		for what, sizes := range map[string]chan int{"read": reads, "write": writes} {
+			largest := 0
+			for len(sizes) > 0 {
+				largest = max(largest, <-sizes)
+			}
+			if largest > limit || largest < limit/2 {
+				t.Errorf("limit %d: largest %s is %d", limit, what, largest)
+			}
 		}
 	}
 }
@@ -779,6 +802,30 @@ func TestWritevJoins(t *testing.T) {
 		if n != 3 || !st.Ok() || string(m.bytes(8, 3)) != "one" {
 			t.Errorf("Writev: %d, %v, %q", n, st, m.bytes(8, 3))
 		}
+	}
+}
+
+// The kernel believes replies to LOOKUP and SETATTR even when an update has overtaken them: they must not be cached.
+func TestRepliesThatCanBeOvertaken(t *testing.T) {
+	t.Parallel()
+	tree := newTree(t)
+	node := must(tree.Add("file", tree.Root(), 0o600, nil, nil))(t)
+	r := &rawFS{tree}
+	var entry fuse.EntryOut
+	st := r.Lookup(nil, &fuse.InHeader{NodeId: rootID}, "file", &entry)
+	if !st.Ok() || entry.AttrTimeout() != 0 || entry.EntryTimeout() != cacheTimeout {
+		t.Errorf("LOOKUP: %v, attributes for %v, name for %v", st, entry.AttrTimeout(), entry.EntryTimeout())
+	}
+	var attr fuse.AttrOut
+	var set fuse.SetAttrIn
+	set.NodeId = node.id
+	if st := r.SetAttr(nil, &set, &attr); !st.Ok() || attr.Timeout() != 0 {
+		t.Errorf("SETATTR: %v, attributes for %v", st, attr.Timeout())
+	}
+	var get fuse.GetAttrIn
+	get.NodeId = node.id
+	if st := r.GetAttr(nil, &get, &attr); !st.Ok() || attr.Timeout() != cacheTimeout {
+		t.Errorf("GETATTR: %v, attributes for %v", st, attr.Timeout())
 	}
 }
 

@@ -3,6 +3,7 @@
 package fusetree
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"syscall"
@@ -46,17 +47,17 @@ func (t *Tree) serverOptions() *fuse.MountOptions {
 	}
 }
 
-// Run mounts the tree and serves it until it is unmounted, by Unmount, Abort or from outside, and the last file on it is
-// closed. It returns nil then; by that time every open file has been released. It runs once: EALREADY for a second call.
-// After a call of Unmount it returns nil without mounting.
+// Run mounts the tree and serves it until it is unmounted, by Unmount, Abort or from outside, and the last file on it
+// is closed. It returns nil then; by that time every open file has been released. It runs once: EALREADY for a second
+// call. After a call of Unmount it returns nil without mounting.
 //
 // ENOENT, ENOTDIR: the mount point does not exist or is not a directory. ECONNABORTED: the connection to the kernel was
 // aborted from outside; Run has removed the dead mount. Other errors are those of mount(2).
 //
 // Run waits for operations of nodes that are under way, however long they take.
 func (t *Tree) Run() error {
-	server, err := t.start()
-	if server == nil {
+	conn, err := t.start()
+	if conn == nil {
 		return err
 	}
 	probed := make(chan struct{})
@@ -65,13 +66,13 @@ func (t *Tree) Run() error {
 		t.mnt.probe()
 		close(t.mounted)
 	}()
-	server.Serve()
+	conn.serve()
 	<-probed // ends at the latest when the connection does
-	return t.finish()
+	return t.finish(conn)
 }
 
-// start mounts. It returns no server if there is nothing to serve.
-func (t *Tree) start() (*fuse.Server, error) {
+// start mounts. It returns no connection if there is nothing to serve.
+func (t *Tree) start() (*connection, error) {
 	t.runMu.Lock()
 	defer t.runMu.Unlock()
 	switch t.state {
@@ -83,24 +84,31 @@ func (t *Tree) start() (*fuse.Server, error) {
 		}
 		return nil, nil
 	}
-	mnt, server, err := newMount(t.mountpoint, &rawFS{t}, t.serverOptions())
+	opts := t.serverOptions()
+	mnt, fd, err := newMount(t.mountpoint, opts)
 	if err != nil {
 		t.state = finished
 		return nil, err
 	}
+	conn, err := newConnection(t, fd, opts)
+	if err != nil {
+		t.state = finished
+		return nil, errors.Join(fmt.Errorf("mount on %s: %w", t.mountpoint, err), mnt.unmount(true))
+	}
 	t.state, t.mnt = running, mnt
 	t.mu.Lock()
-	t.kernel = server
+	t.kernel = conn
 	t.mu.Unlock()
-	return server, nil
+	return conn, nil
 }
 
 // finish cleans up when no more requests come: the kernel does not send RELEASE and FORGET for what is left.
-func (t *Tree) finish() error {
+func (t *Tree) finish(conn *connection) error {
 	t.mu.Lock()
 	t.kernel = nil
 	t.mu.Unlock()
 	t.notices.Wait()
+	conn.close()
 	for _, f := range t.files.all() {
 		t.release(f.handle)
 	}

@@ -22,9 +22,10 @@ const (
 	defaultMaxWrite      = 1 << 20
 	defaultMaxBackground = 256
 
-	// closeGrace is how long Remove waits for a file whose last user has closed it: close(2) does not wait for the
-	// RELEASE request. It passes in full, before EBUSY, only if the descriptor had been duplicated or the file mapped.
-	closeGrace = 500 * time.Millisecond
+	// closeGrace is how long Remove waits for a file of which a close(2) has been seen: the RELEASE request follows on
+	// its own time. It passes in full, before EBUSY, if something else still uses the file: a duplicate of the
+	// descriptor, a mapping, a loop device.
+	closeGrace = time.Second
 )
 
 // Options are the settings of a tree. The zero value is usable.
@@ -131,9 +132,9 @@ func (t *Tree) Exit() error {
 // Add makes a regular file of size 0 in the directory parent. mode holds its permission bits; ops, which may be nil and
 // which must not change any more, its operations; data is for the caller's use (Node.Data).
 //
-// EINVAL: name is empty, ".", "..", longer than 255 bytes or contains '/' or NUL; parent is nil or of another tree; mode
-// has other bits than 07777 and S_IFREG. EEXIST: parent has a child of this name. ENOTDIR: parent is not a directory.
-// ENOENT: parent was removed. ESHUTDOWN: after Exit.
+// EINVAL: name is empty, ".", "..", longer than 255 bytes or contains '/' or NUL; parent is nil or of another tree;
+// mode has other bits than 07777 and S_IFREG. EEXIST: parent has a child of this name. ENOTDIR: parent is not a
+// directory. ENOENT: parent was removed. ESHUTDOWN: after Exit.
 func (t *Tree) Add(name string, parent *Node, mode uint32, ops *Ops, data any) (*Node, error) {
 	if mode&^permissions&^syscall.S_IFREG != 0 {
 		return nil, fmt.Errorf("add %q: mode %#o is not that of a regular file: %w", name, mode, syscall.EINVAL)

@@ -161,8 +161,7 @@ func helpText() string {
 		fmt.Fprintf(&text, "  %-*s  %s\n", width, cmd.synopsis(), cmd.summary)
 	}
 	text.WriteString(addHelpText())
-	text.WriteString("One command per line. Names may be shortened as long as they stay unambiguous, and case\n" +
-		"does not matter.\n" +
+	text.WriteString("One command per line, in either case, shortened at will as long as it stays unambiguous.\n" +
 		"MINOR is decimal, 0x hexadecimal or 0 octal. BYTES may end in K, M, G or T (powers of 1024).\n" +
 		"A '#' at the beginning of a line or after a blank starts a comment.\n")
 	return text.String()

@@ -4,8 +4,10 @@ package main
 
 import (
 	"syscall"
+	"time"
 
 	"github.com/fuse-tcmur/fuse_tcmur/fusetree"
+	"github.com/fuse-tcmur/fuse_tcmur/plugin"
 )
 
 // deviceMode is the mode of device nodes: like block devices, they are not for everybody to read.
@@ -21,6 +23,9 @@ type device interface {
 	ReadOnly() bool
 	ReadAt(p []byte, off int64) (int, error)
 	WriteAt(p []byte, off int64) (int, error)
+	StartRead(n int, off int64, done plugin.Completion) bool
+	StartWrite(p []byte, off int64, done plugin.Completion) bool
+	Commit(spin time.Duration)
 	Flush() error
 }
 
@@ -36,6 +41,8 @@ func (n *deviceNode) ops() *fusetree.Ops {
 	return &fusetree.Ops{
 		Open:    n.open,
 		Release: n.release,
+		Start:   n.start,
+		Commit:  n.commit,
 		Read:    n.read,
 		Write:   n.write,
 		Fsync:   n.fsync,
@@ -61,6 +68,19 @@ func (n *deviceNode) open(file *fusetree.File) error {
 func (n *deviceNode) release(file *fusetree.File) {
 	n.gate.leaveDevice(n, isWritable(file.Flags))
 }
+
+// start is the fast path of read and write.
+func (n *deviceNode) start(r *fusetree.IO) bool {
+	if !r.Write {
+		return n.device.StartRead(r.Size, r.Offset, r)
+	}
+	if r.File.DirectIO && r.Flags.DSync() {
+		return false // a flush has to follow
+	}
+	return n.device.StartWrite(r.Payload, r.Offset, r)
+}
+
+func (n *deviceNode) commit(_ *fusetree.Node, spin time.Duration) { n.device.Commit(spin) }
 
 func (n *deviceNode) read(_ *fusetree.File, p []byte, off int64) (int, error) {
 	return n.device.ReadAt(p, off)

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -171,6 +172,12 @@ func (d *fakeDevice) WriteAt(p []byte, off int64) (int, error) {
 	}
 	return copy(d.data[off:], p), d.writeErr
 }
+
+// The fake leaves everything to ReadAt and WriteAt.
+
+func (d *fakeDevice) StartRead(int, int64, plugin.Completion) bool     { return false }
+func (d *fakeDevice) StartWrite([]byte, int64, plugin.Completion) bool { return false }
+func (d *fakeDevice) Commit(time.Duration)                             {}
 
 func (d *fakeDevice) Flush() error {
 	d.mu.Lock()

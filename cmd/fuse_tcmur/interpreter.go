@@ -141,14 +141,18 @@ func (in *interpreter) runLine(ctx context.Context, script *script, place, name,
 		}
 	}
 	_, _ = out.Write(printed.Bytes())
-	in.log.Info("command", "line", place+line, "output", strings.TrimRight(printed.String(), "\n"))
+	log := in.log.With("line", place+line)
+	if printed.Len() > 0 {
+		log = log.With("output", strings.TrimRight(printed.String(), "\n"))
+	}
 	var inner *scriptError
 	if err == nil || errors.As(err, &inner) {
+		log.Info("command")
 		return err // the lines of a sourced file have reported their failures themselves
 	}
 	text := place + titled(title, err)
 	_, _ = io.WriteString(out, text+"\n")
-	in.log.Error("command failed", "line", place+line, "reason", err.Error(), "errno", errnoName(err))
+	log.Error("command failed", "reason", err.Error(), "errno", errnoName(err))
 	in.mu.Lock()
 	in.lastFailure = text
 	in.mu.Unlock()

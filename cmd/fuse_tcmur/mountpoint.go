@@ -18,8 +18,8 @@ import (
 const (
 	// fsName names the mounts of this program: source and subtype in the mount table.
 	fsName = "fuse_tcmur"
-	// statTimeout is how long a mount may take to answer before it counts as alive but hung.
-	statTimeout = 2 * time.Second
+	// probeTimeout is how long a mount may take to answer before it counts as alive but hung.
+	probeTimeout = 2 * time.Second
 )
 
 // isOwnType reports whether a mount was made by this program, in this process or another.
@@ -73,7 +73,7 @@ func clearMountpoint(procDir, path string, log hclog.Logger) (string, error) {
 
 // detachIfDead detaches the mount of this program at place if its server has ended. EBUSY: it has not.
 func detachIfDead(place string, log hclog.Logger) error {
-	if err := statWithin(place, statTimeout); !errors.Is(err, syscall.ENOTCONN) {
+	if err := probe(place, probeTimeout); !errors.Is(err, syscall.ENOTCONN) {
 		return failf(syscall.EBUSY, "another fuse_tcmur serves %s: stop it with 'echo exit > %s/dev/%s', "+
 			"or choose another directory with --mountpoint", place, place, ctlName)
 	}
@@ -84,13 +84,14 @@ func detachIfDead(place string, log hclog.Logger) error {
 	return nil
 }
 
-// statWithin asks what is at path. When no answer comes in time it gives up (ETIMEDOUT) and leaves the goroutine that
-// asked behind: a stat(2) on a hung mount cannot be taken back.
-func statWithin(path string, timeout time.Duration) error {
+// probe asks the server of the mount at path whether it is there: nil if so, ENOTCONN if not. When no answer comes in
+// time it gives up (ETIMEDOUT) and leaves the goroutine that asked behind: a call on a hung mount cannot be taken back.
+func probe(path string, timeout time.Duration) error {
 	answer := make(chan error, 1)
 	go func() {
-		_, err := os.Lstat(path)
-		answer <- err
+		// Not stat(2): the kernel may answer that from what it has cached, also for a server that is dead.
+		var stat unix.Statfs_t
+		answer <- unix.Statfs(path, &stat)
 	}()
 	select {
 	case err := <-answer:

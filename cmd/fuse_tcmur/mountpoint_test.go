@@ -3,12 +3,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 )
@@ -99,6 +102,54 @@ func TestStaleMountIsReplaced(t *testing.T) {
 	}
 	if isMounted(t, dir) || point.path != dir || len(point.created) != 0 {
 		t.Errorf("mounted %v, mount point %+v", isMounted(t, dir), point)
+	}
+}
+
+// oneDirectory is an empty file system whose attributes the kernel may keep for an hour.
+type oneDirectory struct{ fuse.RawFileSystem }
+
+func (oneDirectory) GetAttr(_ <-chan struct{}, _ *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	out.Mode = syscall.S_IFDIR | 0o755
+	out.SetTimeout(time.Hour)
+	return fuse.OK
+}
+
+// TestStaleMountWithCacheIsReplaced: the kernel answers stat(2) on a dead mount as long as it has the attributes.
+func TestStaleMountWithCacheIsReplaced(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a forced unmount needs root")
+	}
+	dir := t.TempDir()
+	fs := oneDirectory{fuse.NewDefaultRawFileSystem()}
+	server, err := fuse.NewServer(fs, dir, &fuse.MountOptions{FsName: fsName, Name: fsName, DirectMount: true})
+	if err != nil {
+		t.Skip("cannot mount: ", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	served := make(chan struct{})
+	go func() {
+		server.Serve()
+		close(served)
+	}()
+	var stat unix.Stat_t
+	if err := unix.Stat(dir, &stat); err != nil {
+		t.Fatal(err)
+	}
+	// A forced unmount ends the connection, but what is in use stays mounted.
+	hold, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(hold) }()
+	if err := unix.Unmount(dir, unix.MNT_FORCE); !errors.Is(err, syscall.EBUSY) {
+		t.Fatalf("forced unmount: %v", err)
+	}
+	<-served
+	if err := unix.Stat(dir, &stat); err != nil {
+		t.Errorf("this test means nothing, the kernel has not cached: %v", err)
+	}
+	if _, err := prepareMountpoint("/proc", dir, hclog.NewNullLogger()); err != nil || isMounted(t, dir) {
+		t.Errorf("still mounted, or %v", err)
 	}
 }
 

@@ -91,6 +91,7 @@ func newRootCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := opts.newLogger(cmd.ErrOrStderr())
 			becomeIOFlusher(log)
+			spareProcessors()
 			return serve(&opts, cmd.OutOrStdout(), log)
 		},
 	}

@@ -40,6 +40,8 @@ type server struct {
 	interp  *interpreter
 	point   *mountpoint
 	signals <-chan os.Signal
+	// forceDelay is the constant of this name, except in tests.
+	forceDelay time.Duration
 
 	// ctx is that of the commands written to the mount; abandon ends it when the stop is forced.
 	ctx     context.Context
@@ -114,16 +116,17 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 		return nil, err
 	}
 	s := &server{
-		log:     log,
-		stdout:  stdout,
-		hints:   opts.hints || isTerminal(stdout),
-		lib:     pluginLibrary{lib},
-		tree:    tree,
-		front:   front,
-		interp:  newInterpreter(front, log.Named("ctl")),
-		point:   point,
-		signals: signals,
-		ended:   make(chan struct{}),
+		log:        log,
+		stdout:     stdout,
+		hints:      opts.hints || isTerminal(stdout),
+		lib:        pluginLibrary{lib},
+		tree:       tree,
+		front:      front,
+		interp:     newInterpreter(front, log.Named("ctl")),
+		point:      point,
+		signals:    signals,
+		forceDelay: forceDelay,
+		ended:      make(chan struct{}),
 	}
 	s.ctx, s.abandon = context.WithCancel(context.Background())
 	return s, nil
@@ -230,13 +233,21 @@ func (s *server) work() {
 	for {
 		select {
 		case <-s.ended:
-			s.log.Info("unmounted from outside", "how", s.runErr)
+			if s.runErr != nil {
+				s.log.Warn("the mount ended", "reason", s.runErr)
+			}
+			s.log.Info("stopping", "reason", "unmounted from outside")
 			return
 		case <-s.front.exitRequested:
 			s.unmountAfterExit()
 			return
 		case sig := <-s.signals:
-			if !refused.IsZero() && time.Since(refused) < forceWindow {
+			since := time.Since(refused)
+			switch {
+			case refused.IsZero() || since >= forceWindow:
+			case since < s.forceDelay:
+				continue
+			default:
 				s.forceUnmount()
 				return
 			}

@@ -185,12 +185,15 @@ func TestSignalDuringStart(t *testing.T) {
 	}
 }
 
-// TestSignalWhileBusy: one signal is answered with a report, and serving goes on.
+// TestSignalWhileBusy: a signal, even if it arrives twice at once, is answered with a report, and serving goes on.
 func TestSignalWhileBusy(t *testing.T) {
-	r := startServer(t, startItem{command: "load ram\nadd 0 /ram/@"})
+	r := newServerRig(t)
+	r.server.forceDelay = time.Minute
+	go func() { r.result <- r.server.serve(startList{{command: "load ram\nadd 0 /ram/@"}}) }()
 	r.ready(t)
 	node, file := r.open(t, 0, syscall.O_RDWR)
 	r.tree.setBusy(true)
+	r.signals <- syscall.SIGTERM
 	r.signals <- syscall.SIGTERM
 	f := r.openCtl(t)
 	if err := f.write("echo still here"); err != nil || f.cat(t) != "still here\n" {

@@ -15,6 +15,9 @@ import (
 // Each step of the way down has its own time limit, so that the program ends whatever a handler, the kernel or a user
 // does.
 const (
+	// forceDelay is how long after a signal that found the mount busy another one still counts as the same: both
+	// the terminal and make(1), sudo(8) or timeout(1) may pass on what the user sent once.
+	forceDelay = time.Second
 	// forceWindow is how soon a second signal must follow one that found the mount busy, to mean it.
 	forceWindow = 10 * time.Second
 	// exitGrace is how long "exit" waits for its writer, and others, to close the command node and leave the mount.
@@ -39,7 +42,8 @@ func (s *server) unmountIfIdle(sig os.Signal) bool {
 		err = errors.New("the mount was detached while files in it were open")
 	}
 	s.log.Warn("cannot stop: the mount is in use; close or unmount what uses it, or send the signal again to force",
-		"signal", sig.String(), "force_within", forceWindow.String(), "reason", err, "used_by", s.users())
+		"signal", sig.String(), "force_after", s.forceDelay.String(), "force_before", forceWindow.String(),
+		"reason", err, "used_by", s.users())
 	return false
 }
 

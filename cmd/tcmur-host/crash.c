@@ -4,8 +4,8 @@
  * follows; then the process dies of the same signal, so that its exit status tells the truth.
  *
  * Lines begin with "[ERROR]", which go-plugin's reader of a plugin's stderr takes for the log level. Only
- * async-signal-safe calls are made, but for backtrace() and dladdr(), which can block if the fault is inside the dynamic
- * linker; an alarm ends the process then.
+ * async-signal-safe calls are made, but for backtrace() and dladdr(), which can block if the fault is inside the
+ * dynamic linker; an alarm ends the process then.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -225,9 +225,7 @@ static void on_fatal_signal(int sig, siginfo_t *info, void *context)
 		report(sig, info, foreign);
 		alarm(0);
 	} else {
-		/* Another thread is dying, and takes the process with it. Not if it is this one, in its report. */
-		if (current_callout.what || foreign)
-			sleep(3);
+		sleep(3); /* another thread is dying, and takes the process with it */
 	}
 	sigaction(sig, &dfl, NULL);
 	sigemptyset(&only);

@@ -240,6 +240,7 @@ static void set_state(struct tcmu_device *dev, enum device_state state)
 struct open_call {
 	struct tcmu_device *dev;
 	bool reopen;
+	bool probing;
 	int result;
 	char *errors;
 };
@@ -248,7 +249,7 @@ static void call_open(void *arg)
 {
 	struct open_call *call = arg;
 
-	log_collect(call->dev);
+	log_collect(call->dev, call->probing);
 	callout_begin("open", call->dev, 0, 0);
 	call->result = host_handler.open(call->dev, call->reopen);
 	callout_end();
@@ -274,7 +275,7 @@ static void forget(struct tcmu_device *dev)
 
 int device_open(const struct native_open *how, int *result, char *errors)
 {
-	struct open_call call = { .reopen = how->reopen, .errors = errors };
+	struct open_call call = { .reopen = how->reopen, .probing = how->probing, .errors = errors };
 	struct tcmu_device *dev;
 	bool closed;
 	char *config;
@@ -390,22 +391,19 @@ static bool wait_idle(struct tcmu_device *dev, const struct timespec *deadline)
  */
 static bool flush_drained(struct tcmu_device *dev, const struct timespec *deadline, int *flush_error)
 {
-	/* Static lifetime in effect: the request may outlive this call when the handler hangs. */
-	struct waiter *w = calloc(1, sizeof(*w));
+	int *result = calloc(1, sizeof(*result)); /* may outlive this call, when the handler hangs */
 	struct request *req = request_alloc();
 	bool idle;
 
-	if (!w || !req) {
-		free(w);
+	if (!result || !req) {
+		free(result);
 		if (req)
 			request_free(req);
 		*flush_error = ENOMEM;
 		return true;
 	}
-	pthread_mutex_init(&w->lock, NULL);
-	pthread_cond_init(&w->ended, NULL);
 	req->dev = dev;
-	req->waiter = w;
+	req->result = result;
 	req->tag = 0;
 	req->gen = 0;
 	req->op = TCMUR_OP_FLUSH;
@@ -423,11 +421,9 @@ static bool flush_drained(struct tcmu_device *dev, const struct timespec *deadli
 	idle = wait_idle(dev, deadline);
 	pthread_mutex_unlock(&dev->lock);
 	if (!idle)
-		return false; /* w is leaked on purpose: the handler may still end the flush */
-	*flush_error = w->error;
-	pthread_cond_destroy(&w->ended);
-	pthread_mutex_destroy(&w->lock);
-	free(w);
+		return false; /* result is lost on purpose: the flush may still end */
+	*flush_error = *result;
+	free(result);
 	return true;
 }
 

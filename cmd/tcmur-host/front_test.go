@@ -46,8 +46,10 @@ const (
 	opZero
 )
 
-// hostBinary is built once by TestMain.
+// hostBinary is built once by TestMain. TCMUR_HOST_BUILD adds flags for that: -asan, -race.
 var hostBinary string
+
+func builtWith(flag string) bool { return strings.Contains(os.Getenv("TCMUR_HOST_BUILD"), flag) }
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "tcmur-host-test")
@@ -55,7 +57,8 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	hostBinary = filepath.Join(dir, "tcmur-host")
-	if out, err := exec.Command("go", "build", "-o", hostBinary, ".").CombinedOutput(); err != nil {
+	args := append([]string{"build", "-o", hostBinary}, strings.Fields(os.Getenv("TCMUR_HOST_BUILD"))...)
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		panic(string(out))
 	}
 	status := m.Run()
@@ -64,12 +67,12 @@ func TestMain(m *testing.M) {
 }
 
 // buildHandler compiles testdata/source to a shared object.
-func buildHandler(t *testing.T, source string, flags ...string) string {
+func buildHandler(t testing.TB, source string, flags ...string) string {
 	t.Helper()
 	so := filepath.Join(t.TempDir(), "handler_test.so")
 	args := append([]string{
-		"-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC", "-shared", "-pthread", "-I../../plugin/handlers", "-o", so,
-		filepath.Join("testdata", source),
+		"-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC", "-shared", "-pthread", "-I../../plugin/handlers",
+		"-o", so, filepath.Join("testdata", source),
 	}, flags...)
 	if out, err := exec.Command("gcc", args...).CombinedOutput(); err != nil {
 		t.Fatalf("gcc %s: %v\n%s", strings.Join(args, " "), err, out)
@@ -102,7 +105,7 @@ func (b *logBuffer) String() string {
 
 // front is one host and this side of its channel.
 type front struct {
-	t                *testing.T
+	t                testing.TB
 	client           *goplugin.Client
 	cmd              *exec.Cmd
 	rpc              hostpb.HostClient
@@ -119,7 +122,7 @@ type cqe struct {
 	sts, err int32
 }
 
-func segment(t *testing.T, name string) (int, []byte) {
+func segment(t testing.TB, name string) (int, []byte) {
 	t.Helper()
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -137,7 +140,7 @@ func segment(t *testing.T, name string) (int, []byte) {
 }
 
 // startHost starts a host; it is ended with the test.
-func startHost(t *testing.T, args ...string) *front {
+func startHost(t testing.TB, args ...string) *front {
 	t.Helper()
 	f := &front{t: t, log: &logBuffer{new: make(chan struct{}, 1)}, early: map[uint32]cqe{}}
 	submitFD, submit := segment(t, "submit")
@@ -203,7 +206,7 @@ func tail(s string, n int) string {
 	return "..." + s[len(s)-n:]
 }
 
-func callCtx(t *testing.T) context.Context {
+func callCtx(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), testDeadline)
 	t.Cleanup(cancel)
 	return ctx

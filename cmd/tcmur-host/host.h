@@ -2,9 +2,10 @@
 /*
  * What the C files of tcmur-host share. Nothing here is visible to handlers; native.h is the part that Go calls.
  *
- * The way of a request: a worker (worker.c) takes an entry off the submission ring (channel.c) and makes a request of it
- * (request.c); the device admits it (device.c); one or more callouts into the handler serve it (io.c, command.c); its
- * result goes into the completion ring. Completions of asynchronous handlers arrive in io.c on threads of the handler.
+ * The way of a request: a worker (worker.c) takes an entry off the submission ring (channel.c) and makes a request of
+ * it (request.c); the device admits it (device.c); one or more callouts into the handler serve it (io.c, command.c);
+ * its result goes into the completion ring. Completions of asynchronous handlers arrive in io.c, on threads of the
+ * handler.
  */
 #ifndef TCMUR_HOST_H
 #define TCMUR_HOST_H
@@ -75,25 +76,17 @@ struct request {
 
 	struct tcmu_device *dev;
 	struct request *next; /* of whichever queue holds the request */
-	struct waiter *waiter; /* in-host requests: who gets the result instead of the front */
+	int *result;          /* of the host's own requests: gets the errno, instead of the front */
 	uint32_t tag;
 	uint32_t gen;
-	uint32_t op;     /* enum tcmur_op */
-	bool more;       /* valid from CLAIMED on: another callout has to follow */
+	uint32_t op; /* enum tcmur_op */
+	bool more;   /* valid from CLAIMED on: another callout has to follow */
 	uint8_t *payload;
 	uint64_t offset; /* bytes, as submitted */
 	uint64_t length;
-	uint64_t done;   /* bytes of length that earlier callouts have served */
-	uint64_t step;   /* bytes that the callout under way serves */
+	uint64_t done; /* bytes of length that earlier callouts have served */
+	uint64_t step; /* bytes that the callout under way serves */
 	_Atomic uint32_t state;
-};
-
-/* Result of a request that the host itself has issued. */
-struct waiter {
-	pthread_mutex_t lock;
-	pthread_cond_t ended;
-	bool done;
-	int error; /* 0 or an errno */
 };
 
 struct request *request_alloc(void); /* NULL: out of memory */
@@ -139,7 +132,7 @@ struct tcmu_device {
 	bool read_only;
 
 	/* What was learnt about the handler on this device. */
-	_Atomic uint8_t read_cdb;  /* length of the command block that it understands */
+	_Atomic uint8_t read_cdb; /* length of the command block that it understands */
 	_Atomic uint8_t write_cdb;
 	_Atomic uint8_t sync_cdb;
 	_Atomic bool no_writesame;
@@ -151,9 +144,9 @@ struct tcmu_device {
 	pthread_mutex_t lock; /* guards what follows */
 	pthread_cond_t idle;  /* inflight fell to 0, or interrupted was set */
 	enum device_state state;
-	unsigned int running;  /* callouts under way, at most host_handler.concurrency */
-	unsigned int inflight; /* requests accepted and not yet released */
-	bool interrupted;      /* whoever waits on idle is to give up */
+	unsigned int running;         /* callouts under way, at most host_handler.concurrency */
+	unsigned int inflight;        /* requests accepted and not yet released */
+	bool interrupted;             /* whoever waits on idle is to give up */
 	struct request *waiting_head; /* accepted, until running allows */
 	struct request *waiting_tail;
 };
@@ -191,7 +184,7 @@ void channel_sleep(uint32_t bell);
 bool channel_wake(void); /* wakes one sleeper; false: nobody was asleep yet */
 
 /* worker.c */
-void worker_expect(unsigned int callouts);  /* that many more callouts may run at once */
+void worker_expect(unsigned int callouts); /* that many more callouts may run at once */
 void worker_dismiss(unsigned int callouts);
 /* Gives a request to a thread of ours: for callers that must not run callouts themselves. Accepted requests only. */
 void worker_follow_up(struct request *req);
@@ -215,7 +208,7 @@ bool control_is_self(void);
 
 /* crash.c: which callout a thread is in, for the report that is written when it dies there */
 struct callout {
-	const char *what; /* NULL: in none */
+	const char *what;              /* NULL: in none */
 	const struct tcmu_device *dev; /* may be NULL */
 	uint64_t offset;
 	uint64_t length;
@@ -256,8 +249,11 @@ int log_level_now(void);
 void log_handler(int level, struct tcmu_device *dev, const char *func, int line, const char *fmt, va_list args)
 	__attribute__((format(printf, 5, 0)));
 void log_host(int level, struct tcmu_device *dev, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-/* From here on error messages about dev, about no device, and of the control thread are kept for log_collected(). */
-void log_collect(const struct tcmu_device *dev);
+/*
+ * From here on error messages about dev, about no device, and of the control thread are kept for log_collected().
+ * Quietly: they are logged as debug messages.
+ */
+void log_collect(const struct tcmu_device *dev, bool quietly);
 void log_collected(char *out, size_t size); /* "a; b", or ""; ends the collecting */
 
 #endif

@@ -188,17 +188,10 @@ static bool queued(const struct request *req, int r)
 
 static void finish(struct request *req, int sts, int error)
 {
-	struct waiter *w = req->waiter;
-
-	if (!w) {
+	if (req->result)
+		*req->result = error; /* read once the request has been released */
+	else
 		channel_post(req->tag, req->gen, sts, error);
-		return;
-	}
-	pthread_mutex_lock(&w->lock);
-	w->error = error;
-	w->done = true;
-	pthread_cond_signal(&w->ended);
-	pthread_mutex_unlock(&w->lock);
 }
 
 static bool is_write(uint32_t op)
@@ -207,8 +200,8 @@ static bool is_write(uint32_t op)
 }
 
 /*
- * Acts on the result of a callout: sets req->more, or tells the requester. The caller has set CLAIMED; nobody else looks
- * at the request until COMPLETED.
+ * Acts on the result of a callout: sets req->more, or tells the requester. The caller has set CLAIMED; nobody else
+ * looks at the request until COMPLETED.
  */
 static void settle(struct request *req, int sts)
 {
@@ -246,7 +239,8 @@ bool io_run(struct request *req)
 			old = atomic_fetch_or_explicit(&req->state, REQUEST_CLAIMED, memory_order_acq_rel);
 			if (old & REQUEST_CLAIMED) {
 				log_host(LOG_ERROR, req->dev,
-					 "handler completed a command and also returned %d for it; the first counts", r);
+					 "handler completed a command and also returned %d for it; the first counts",
+					 r);
 				old = atomic_fetch_or_explicit(&req->state, REQUEST_RETURNED, memory_order_acq_rel);
 				if (!(old & REQUEST_COMPLETED))
 					return false;

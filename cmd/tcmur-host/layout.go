@@ -155,8 +155,8 @@ func readSubtype(m memory, address uintptr) (string, bool) {
 	return readText(m, uintptr(binary.NativeEndian.Uint64(raw)), maxSubtype)
 }
 
-// readHandler reads the struct at address by layout l. Whatever it finds there, it returns an error (ENOEXEC: the object
-// is not something that can be run) rather than fault.
+// readHandler reads the struct at address by layout l. Whatever it finds there, it returns an error (ENOEXEC: the
+// object is not something that can be run) rather than fault.
 func readHandler(m memory, address uintptr, l *layout) (*handlerStruct, error) {
 	bad := func(format string, args ...any) error {
 		return control.Failf(syscall.ENOEXEC, "its struct tcmur_handler, read as version %s, is malformed: %s",

@@ -10,8 +10,8 @@ import (
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 )
 
-// loadHandler brings the shared object at path in and makes its handler that of the process. want is the subtype that it
-// has to register, "" for any; abi the user's word on its layout, "" for none.
+// loadHandler brings the shared object at path in and makes its handler that of the process. want is the subtype that
+// it has to register, "" for any; abi the user's word on its layout, "" for none.
 //
 // Errors: ENOENT, cannot be dlopened; EBADF, no handler_init; EIO, handler_init or init failed or registered nothing;
 // ENOEXEC, built for 1.4 or malformed; EINVAL, abi unknown or another subtype.

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Bringing the handler's shared object in. What its struct tcmur_handler means is decided in Go (layout.go), which looks
- * at the struct through loader_peek(): a malformed one must give an error, not a fault.
+ * Bringing the handler's shared object in. What its struct tcmur_handler means is decided in Go (layout.go), which
+ * looks at the struct through loader_peek(): a malformed one must give an error, not a fault.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -62,7 +62,7 @@ static void init_job(void *arg)
 {
 	struct init_job *j = arg;
 
-	log_collect(NULL);
+	log_collect(NULL, false);
 	callout_begin("handler_init", NULL, 0, 0);
 	j->result = j->handler_init();
 	callout_end();
@@ -161,7 +161,7 @@ static void init_adopted(void *arg)
 {
 	int *result = arg;
 
-	log_collect(NULL);
+	log_collect(NULL, false);
 	callout_begin("init", NULL, 0, 0);
 	*result = host_handler.init();
 	callout_end();

@@ -27,6 +27,7 @@ static _Atomic uint64_t dropped;
 static pthread_mutex_t collector_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic bool collecting; /* changed under collector_lock, read without */
 static const struct tcmu_device *collector_device;
+static bool collector_quiet;
 static char collected[NATIVE_WHY_SIZE];
 
 void log_set_output(int fd)
@@ -55,10 +56,11 @@ bool log_wanted(int level)
 	return level <= LOG_ERROR || level <= atomic_load_explicit(&threshold, memory_order_relaxed);
 }
 
-void log_collect(const struct tcmu_device *dev)
+void log_collect(const struct tcmu_device *dev, bool quietly)
 {
 	pthread_mutex_lock(&collector_lock);
 	collector_device = dev;
+	collector_quiet = quietly;
 	collected[0] = 0;
 	atomic_store(&collecting, true);
 	pthread_mutex_unlock(&collector_lock);
@@ -72,7 +74,8 @@ void log_collected(char *out, size_t size)
 	pthread_mutex_unlock(&collector_lock);
 }
 
-static void collect(const struct tcmu_device *dev, const char *text, size_t size)
+/* Returns the level to log the message at. */
+static int collect(int level, const struct tcmu_device *dev, const char *text, size_t size)
 {
 	size_t used;
 
@@ -83,8 +86,11 @@ static void collect(const struct tcmu_device *dev, const char *text, size_t size
 		if (!strstr(collected, text))
 			snprintf(collected + used, sizeof(collected) - used, "%s%.*s", used ? "; " : "", (int)size,
 				 text);
+		if (collector_quiet)
+			level = LOG_DEBUGGING;
 	}
 	pthread_mutex_unlock(&collector_lock);
+	return level;
 }
 
 static void emit(int level, bool host, const struct tcmu_device *dev, const char *func, int line, const char *text,
@@ -135,7 +141,7 @@ void log_handler(int level, struct tcmu_device *dev, const char *func, int line,
 		if (dev)
 			atomic_fetch_add(&dev->errors_logged, 1);
 		if (atomic_load(&collecting))
-			collect(dev, text, size);
+			level = collect(level, dev, text, size);
 	}
 	if (level <= atomic_load_explicit(&threshold, memory_order_relaxed))
 		emit(level, false, dev, func ? func : "", line, text, size);

@@ -183,6 +183,7 @@ type openParams struct {
 	alignment uint32 // bytes; 0: whatever the way of I/O needs
 	readOnly  bool
 	reopen    bool
+	probing   bool // it will be refused, and the refusal tells what is asked for: not worth an error in the log
 }
 
 // openDevice calls the handler's open and returns its result and what the handler logged as errors meanwhile.
@@ -199,6 +200,7 @@ func openDevice(p openParams) (result int, logged string, err error) {
 	how.alignment = C.uint32_t(p.alignment)
 	how.read_only = C.bool(p.readOnly)
 	how.reopen = C.bool(p.reopen)
+	how.probing = C.bool(p.probing)
 
 	var r C.int
 	w := newWhy()

@@ -31,9 +31,9 @@ void crash_set_output(int stdout_fd, int stderr_fd);
 
 /* log.c: messages of handlers go to fd (non-blocking), one record each; see struct log_record. */
 struct log_record {
-	uint16_t size;   /* of the whole record */
-	uint8_t level;   /* syslog number */
-	uint8_t host;    /* 1: of the host itself, not of the handler */
+	uint16_t size; /* of the whole record */
+	uint8_t level; /* syslog number */
+	uint8_t host;  /* 1: of the host itself, not of the handler */
 	int32_t line;
 	uint16_t device; /* lengths of the texts that follow, without terminators */
 	uint16_t func;
@@ -43,7 +43,7 @@ struct log_record {
 
 void log_set_output(int fd);
 void log_set_level(int level);
-uint64_t log_take_dropped(void); /* messages lost since the last call because fd was full */
+uint64_t log_take_dropped(void);          /* messages lost since the last call because fd was full */
 void log_set_directory(const char *path); /* where tcmu_make_absolute_logfile() points to; at most 255 bytes */
 
 /* loader.c: for one shared object, in this order. */
@@ -89,6 +89,7 @@ struct native_open {
 	uint32_t alignment; /* bytes; 0: the block size found after open where I/O goes by command block, else 1 */
 	bool read_only;
 	bool reopen;
+	bool probing; /* failure is expected: error messages are debug messages */
 };
 
 struct native_geometry {
@@ -115,9 +116,9 @@ int device_start(uint32_t index, uint64_t boundary);
 /* The way back from device_open() without device_start(): calls the handler's close. */
 void device_abandon(uint32_t index);
 /*
- * Ends an open device: refuses new requests, waits for those accepted, flushes, closes. ENODEV: not open. ETIMEDOUT: did
- * not end in timeout_ns (negative: no limit) or device_interrupt() was called; the device accepts nothing any more and
- * can be closed again. *flush_error: 0, or the errno of a failed flush; the device is closed all the same.
+ * Ends an open device: refuses new requests, waits for those accepted, flushes, closes. ENODEV: not open. ETIMEDOUT:
+ * did not end in timeout_ns (negative: no limit) or device_interrupt() was called; the device accepts nothing any more
+ * and can be closed again. *flush_error: 0, or the errno of a failed flush; the device is closed all the same.
  */
 int device_close(uint32_t index, int64_t timeout_ns, int *flush_error);
 void device_interrupt(uint32_t index);

@@ -30,11 +30,12 @@ func open(h *handlerStruct, q quirks, req *hostpb.OpenRequest) (*hostpb.OpenRepl
 	guessing := p.size == 0 && q.sizeInRefusal != nil
 	if guessing {
 		p.size = uint64(p.blockSize) // wrong, as good as always; what matters is the answer
+		p.probing = true
 	}
 	result, logged, err := openDevice(p)
 	if err == nil && result != 0 && guessing {
 		if size, ok := q.sizeInRefusal(logged); ok {
-			p.size = size
+			p.size, p.probing = size, false
 			result, logged, err = openDevice(p)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -72,10 +73,7 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, "tcmur-host:", err)
 		return exitBadArgs
 	}
-	// First of all: nothing that a handler may execute is to inherit these.
-	for _, fd := range []int{o.submitFD, o.completeFD, o.livenessFD} {
-		unix.CloseOnExec(fd)
-	}
+	closeAllOnExec(o)
 	// A ^C at the front's terminal goes to every process of the group. What to do then is the front's decision.
 	signal.Ignore(unix.SIGINT)
 
@@ -94,6 +92,8 @@ func run(args []string) int {
 	go func() {
 		waitForHangUp(o.livenessFD)
 		logger.Warn("the front is gone: closing all devices")
+		// Whatever hangs, in a handler or on the way to one: an orphan does not stay.
+		time.AfterFunc(orphanCloseTimeout+time.Second, func() { os.Exit(exitFailed) })
 		os.Exit(srv.shutdown(orphanCloseTimeout))
 	}()
 	goplugin.Serve(&goplugin.ServeConfig{
@@ -103,6 +103,18 @@ func run(args []string) int {
 		Logger:          logger,
 	})
 	return srv.shutdown(shutdownCloseTimeout)
+}
+
+// closeAllOnExec sees to it, first of all, that nothing which a handler may execute inherits a descriptor: neither
+// those that were donated nor what the front itself was started with.
+func closeAllOnExec(o options) {
+	// Linux 5.11; where it is not known, the donated ones have to do.
+	if unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	for _, fd := range []int{o.submitFD, o.completeFD, o.livenessFD} {
+		unix.CloseOnExec(fd)
+	}
 }
 
 // prepare sets up everything that has to be there before a handler is loaded.

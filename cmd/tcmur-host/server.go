@@ -24,7 +24,7 @@ type server struct {
 	hostpb.UnimplementedHostServer
 	logger hclog.Logger
 
-	mu      sync.Mutex
+	mu      sync.Mutex     // never held while the handler is called
 	tried   bool           // a Load has got as far as running the object's code; there is no way back from that
 	handler *handlerStruct // nil until a Load has succeeded
 	quirks  quirks
@@ -48,15 +48,16 @@ func (s *server) Load(_ context.Context, req *hostpb.LoadRequest) (*hostpb.LoadR
 }
 
 func (s *server) load(req *hostpb.LoadRequest) (*hostpb.LoadReply, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.tried {
-		return nil, control.Failf(syscall.EBUSY, "this host process has a handler already")
-	}
 	if !strings.HasPrefix(req.GetPath(), "/") || strings.ContainsRune(req.GetPath(), 0) {
 		return nil, control.Failf(syscall.EINVAL, "%q is not an absolute path", req.GetPath())
 	}
+	s.mu.Lock()
+	tried := s.tried
 	s.tried = true
+	s.mu.Unlock()
+	if tried {
+		return nil, control.Failf(syscall.EBUSY, "this host process has a handler already, or tried to load one")
+	}
 	s.setLogLevel(req.GetLogLevel())
 	subtype := req.GetSubtype()
 	if subtype == "" {
@@ -73,7 +74,9 @@ func (s *server) load(req *hostpb.LoadRequest) (*hostpb.LoadReply, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
 	s.handler, s.quirks = h, quirksOf(h)
+	s.mu.Unlock()
 	return &hostpb.LoadReply{
 		Subtype: h.subtype, Name: h.name, CfgDesc: h.cfgDesc, Abi: h.layout.name, NrThreads: int32(h.threads),
 		Callbacks: h.callbackNames(),

@@ -19,9 +19,9 @@ EXPORT char *tcmu_dev_get_uio_name(struct tcmu_device *dev);
 EXPORT uint64_t tcmu_lba_to_byte(struct tcmu_device *dev, uint64_t lba);
 EXPORT uint64_t tcmu_byte_to_lba(struct tcmu_device *dev, uint64_t byte);
 
-#define GET(type, function, member)             \
-	type function(struct tcmu_device *dev)  \
-	{                                       \
+#define GET(type, function, member)               \
+	type function(struct tcmu_device *dev)    \
+	{                                         \
 		return atomic_load(&dev->member); \
 	}
 

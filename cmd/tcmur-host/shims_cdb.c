@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Command blocks: what handlers read out of them, and the two compound commands that handlers of 1.5.3 and earlier leave
- * to the program around them.
+ * Command blocks: what handlers read out of them, and the two compound commands that handlers of 1.5.3 and earlier
+ * leave to the program around them.
  */
 #include <errno.h>
 

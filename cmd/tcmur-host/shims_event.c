@@ -11,7 +11,8 @@ static void note(struct tcmu_device *dev, _Atomic uint32_t *count, const char *w
 	uint32_t n = atomic_fetch_add(count, 1) + 1;
 
 	if (n <= 3 || n % 1000 == 0)
-		log_host(LOG_WARNING, dev, "handler reports: %s (%u so far); the device has to be opened again", what, n);
+		log_host(LOG_WARNING, dev, "handler reports: %s (%u so far); the device has to be opened again", what,
+			 n);
 }
 
 void tcmu_notify_conn_lost(struct tcmu_device *dev)

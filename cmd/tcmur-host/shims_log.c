@@ -13,16 +13,16 @@ EXPORT void tcmu_dbg_scsi_cmd_message(struct tcmu_device *dev, const char *func,
 EXPORT unsigned int tcmu_get_log_level(void);
 EXPORT void tcmu_set_log_level(int level);
 
-#define LOG_SHIM(name, level)                                                                                       \
-	void name(struct tcmu_device *dev, const char *func, int line, const char *fmt, ...)                        \
-	{                                                                                                           \
-		va_list args;                                                                                       \
-                                                                                                                    \
-		if (!log_wanted(level))                                                                             \
-			return;                                                                                     \
-		va_start(args, fmt);                                                                                \
-		log_handler(level, dev, func, line, fmt, args);                                                     \
-		va_end(args);                                                                                       \
+#define LOG_SHIM(name, level)                                                                \
+	void name(struct tcmu_device *dev, const char *func, int line, const char *fmt, ...) \
+	{                                                                                    \
+		va_list args;                                                                \
+                                                                                             \
+		if (!log_wanted(level))                                                      \
+			return;                                                              \
+		va_start(args, fmt);                                                         \
+		log_handler(level, dev, func, line, fmt, args);                              \
+		va_end(args);                                                                \
 	}
 
 LOG_SHIM(tcmu_crit_message, LOG_CRITICAL)

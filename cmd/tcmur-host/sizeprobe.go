@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -45,8 +46,8 @@ func readHead(path string, n int) ([]byte, error) {
 	defer f.Close()
 	head := make([]byte, n)
 	got, err := f.ReadAt(head, 0)
-	if got == 0 && err != nil && got < n {
-		return nil, nil
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, control.Failf(errnoOf(err), "%v", err)
 	}
 	return head[:got], nil
 }
@@ -84,7 +85,7 @@ func measureQcow(m measurement) (sizing, error) {
 			m.rest, what, size, m.size)
 	}
 	if size == 0 {
-		return sizing{}, control.Failf(syscall.EINVAL, "%s is empty: make an image with qemu-img create", m.rest)
+		return sizing{}, control.Failf(syscall.EINVAL, "%s is %s of 0 bytes: make one with qemu-img create", m.rest, what)
 	}
 	return sizing{size: size}, nil
 }

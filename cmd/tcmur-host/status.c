@@ -24,9 +24,9 @@ static int sense_to_errno(bool write, const uint8_t *sense)
 			return EINVAL;
 		}
 		return EIO;
-	case 0x7: /* DATA PROTECT */
+	case 0x7:                                          /* DATA PROTECT */
 		return asc_ascq == 0x550e ? EBUSY : EROFS; /* 550e: too many open zones */
-	case 0xe: /* MISCOMPARE */
+	case 0xe:                                          /* MISCOMPARE */
 		return EILSEQ;
 	}
 	return EIO;

@@ -182,7 +182,7 @@ static void serve(const struct submission *sub)
 	req->offset = sub->offset;
 	req->length = sub->length;
 	req->done = 0;
-	req->waiter = NULL;
+	req->result = NULL;
 	req->payload = NULL;
 	req->dev = device_lookup(sub->device);
 	if (sub->op == TCMUR_OP_READ)

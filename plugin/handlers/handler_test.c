@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Tests of handler_ram.so and handler_file.so: a small host of their own drives every callout directly.
+ * Tests of handler_ram.so and handler_file.so: test_host.c drives every callout directly.
  *
  *     handler_test DIRECTORY-OF-THE-HANDLERS
  *
@@ -11,16 +11,12 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <elf.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <link.h>
 #include <linux/loop.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +29,7 @@
 #include <unistd.h>
 
 #include "tcmu-runner.h"
+#include "test_host.h"
 
 #define KIB (1ull << 10)
 #define MIB (1ull << 20)
@@ -42,7 +39,6 @@
 #define DEADLINE 120 /* seconds; SIGALRM ends the program then */
 
 static char scratch[PATH_MAX];
-static const char *running; /* the test's name */
 
 static void remove_scratch(void)
 {
@@ -56,315 +52,6 @@ static void remove_scratch(void)
 	if (dir)
 		closedir(dir);
 	rmdir(scratch);
-}
-
-#define CHECK(cond)                                                                            \
-	do {                                                                                   \
-		if (!(cond))                                                                   \
-			fail(__LINE__, "%s (errno %d, last log: %s)", #cond, errno, last_log); \
-	} while (0)
-
-#define CHECK_EQ(got, want)                                                                                 \
-	do {                                                                                                \
-		long long got_ = (long long)(got), want_ = (long long)(want);                               \
-		if (got_ != want_)                                                                          \
-			fail(__LINE__, "%s is %lld, not %lld (last log: %s)", #got, got_, want_, last_log); \
-	} while (0)
-
-/* The last error or warning said so. */
-#define CHECK_SAID(text) CHECK(strstr(last_log, text))
-
-static char last_log[512];
-static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
-
-__attribute__((noreturn, format(printf, 2, 3))) static void fail(int line, const char *fmt, ...)
-{
-	va_list ap;
-
-	fprintf(stderr, "FAIL %s: handler_test.c:%d: ", running, line);
-	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
-	va_end(ap);
-	fprintf(stderr, "\n");
-	remove_scratch();
-	_exit(1);
-}
-
-/*
- * The host: what the two handlers import
- */
-
-struct tcmu_device {
-	const struct tcmur_handler *handler;
-	char cfgstring[PATH_MAX];
-	void *private_data;
-	uint64_t configured; /* bytes; 0: none */
-	uint64_t num_lbas;
-	uint32_t block_size;
-	uint32_t unmap_gran, unmap_align;
-	bool write_cache, solid_state;
-	bool loud; /* print what it logs */
-};
-
-static struct tcmur_handler *registered[8];
-static int num_registered;
-
-int tcmur_register_handler(struct tcmur_handler *handler)
-{
-	int i;
-
-	for (i = 0; i < num_registered; i++)
-		if (!strcmp(registered[i]->subtype, handler->subtype))
-			return -1;
-	registered[num_registered++] = handler;
-	return 0;
-}
-
-void *tcmur_dev_get_private(struct tcmu_device *dev)
-{
-	return dev->private_data;
-}
-
-void tcmur_dev_set_private(struct tcmu_device *dev, void *private_data)
-{
-	dev->private_data = private_data;
-}
-
-char *tcmu_dev_get_cfgstring(struct tcmu_device *dev)
-{
-	return dev->cfgstring;
-}
-
-uint64_t tcmu_cfgfs_dev_get_info_u64(struct tcmu_device *dev, const char *name, int *ret)
-{
-	*ret = !strcmp(name, "Size") && dev->configured ? 0 : -EINVAL;
-	return *ret ? 0 : dev->configured;
-}
-
-void tcmu_dev_set_num_lbas(struct tcmu_device *dev, uint64_t num_lbas)
-{
-	dev->num_lbas = num_lbas;
-}
-
-void tcmu_dev_set_block_size(struct tcmu_device *dev, uint32_t block_size)
-{
-	dev->block_size = block_size;
-}
-
-uint32_t tcmu_dev_get_block_size(struct tcmu_device *dev)
-{
-	return dev->block_size;
-}
-
-void tcmu_dev_set_opt_unmap_gran(struct tcmu_device *dev, uint32_t len, bool split)
-{
-	CHECK(!split);
-	dev->unmap_gran = len;
-}
-
-void tcmu_dev_set_unmap_gran_align(struct tcmu_device *dev, uint32_t len)
-{
-	dev->unmap_align = len;
-}
-
-void tcmu_dev_set_write_cache_enabled(struct tcmu_device *dev, bool enabled)
-{
-	dev->write_cache = enabled;
-}
-
-void tcmu_dev_set_solid_state_media(struct tcmu_device *dev, bool solid_state)
-{
-	dev->solid_state = solid_state;
-}
-
-static void log_message(struct tcmu_device *dev, const char *fmt, va_list ap)
-{
-	int err = errno;
-
-	pthread_mutex_lock(&log_lock);
-	errno = err;
-	vsnprintf(last_log, sizeof(last_log), fmt, ap);
-	if (dev && dev->loud)
-		fputs(last_log, stderr);
-	pthread_mutex_unlock(&log_lock);
-}
-
-void tcmu_err_message(struct tcmu_device *dev, const char *func, int line, const char *fmt, ...)
-{
-	va_list ap;
-
-	CHECK(func && line > 0);
-	va_start(ap, fmt);
-	log_message(dev, fmt, ap);
-	va_end(ap);
-}
-
-void tcmu_warn_message(struct tcmu_device *dev, const char *func, int line, const char *fmt, ...)
-{
-	va_list ap;
-
-	CHECK(func && line > 0);
-	va_start(ap, fmt);
-	log_message(dev, fmt, ap);
-	va_end(ap);
-}
-
-/*
- * What tests do with it
- */
-
-static struct tcmur_handler *handler_of(const char *subtype)
-{
-	int i;
-
-	for (i = 0; i < num_registered; i++)
-		if (!strcmp(registered[i]->subtype, subtype))
-			return registered[i];
-	fail(__LINE__, "no handler for %s", subtype);
-}
-
-__attribute__((format(printf, 3, 4))) static void configure(struct tcmu_device *dev, uint64_t size, const char *fmt,
-							    ...)
-{
-	char *slash;
-	va_list ap;
-
-	*dev = (struct tcmu_device){ .configured = size, .block_size = 512 };
-	va_start(ap, fmt);
-	vsnprintf(dev->cfgstring, sizeof(dev->cfgstring), fmt, ap);
-	va_end(ap);
-	slash = strchr(dev->cfgstring, '/');
-	*slash = '\0';
-	dev->handler = handler_of(dev->cfgstring);
-	*slash = '/';
-	last_log[0] = '\0';
-}
-
-static int try_open(struct tcmu_device *dev)
-{
-	return dev->handler->open(dev, false);
-}
-
-static void must_open(struct tcmu_device *dev)
-{
-	CHECK_EQ(try_open(dev), 0);
-}
-
-static void close_device(struct tcmu_device *dev)
-{
-	dev->handler->close(dev);
-}
-
-static uint64_t device_size(const struct tcmu_device *dev)
-{
-	return dev->num_lbas * dev->block_size;
-}
-
-static void reconfigure_size(struct tcmu_device *dev, uint64_t size, int want)
-{
-	struct tcmulib_cfg_info cfg = { .type = TCMULIB_CFG_DEV_SIZE, .dev_size = size };
-
-	CHECK_EQ(dev->handler->reconfig(dev, &cfg), want);
-}
-
-/* The callouts want a command, and must leave the buffer array alone. */
-struct request {
-	struct tcmulib_cmd lib;
-	struct tcmur_cmd cmd;
-	uint8_t cdb[16];
-	struct iovec iov;
-	struct iovec before;
-};
-
-static struct request *request(struct request *r, const void *buf, size_t len)
-{
-	memset(r, 0, sizeof(*r));
-	r->iov.iov_base = (void *)(uintptr_t)buf;
-	r->iov.iov_len = len;
-	r->before = r->iov;
-	r->lib.cdb = r->cdb;
-	r->lib.iovec = &r->iov;
-	r->lib.iov_cnt = 1;
-	r->lib.hm_private = &r->cmd;
-	r->cmd.lib_cmd = &r->lib;
-	return r;
-}
-
-static int finish(struct request *r, int sts)
-{
-	CHECK(!memcmp(&r->iov, &r->before, sizeof(r->iov)));
-	return sts;
-}
-
-static int dev_read(struct tcmu_device *dev, void *buf, size_t len, uint64_t offset)
-{
-	struct request r;
-
-	request(&r, buf, len);
-	return finish(&r, dev->handler->read(dev, &r.cmd, &r.iov, 1, len, (off_t)offset));
-}
-
-static int dev_write(struct tcmu_device *dev, const void *buf, size_t len, uint64_t offset)
-{
-	struct request r;
-
-	request(&r, buf, len);
-	return finish(&r, dev->handler->write(dev, &r.cmd, &r.iov, 1, len, (off_t)offset));
-}
-
-static int dev_flush(struct tcmu_device *dev)
-{
-	struct request r;
-
-	request(&r, NULL, 0);
-	return finish(&r, dev->handler->flush(dev, &r.cmd));
-}
-
-static int dev_unmap(struct tcmu_device *dev, uint64_t offset, uint64_t len)
-{
-	struct request r;
-
-	request(&r, NULL, 0);
-	return finish(&r, dev->handler->unmap(dev, &r.cmd, offset, len));
-}
-
-static int dev_writesame(struct tcmu_device *dev, const void *pattern, size_t size, uint64_t offset, uint64_t len)
-{
-	struct request r;
-
-	request(&r, pattern, size);
-	return finish(&r, dev->handler->writesame(dev, &r.cmd, offset, len, &r.iov, 1));
-}
-
-static void *allocated(size_t size)
-{
-	void *p = malloc(size);
-
-	CHECK(p);
-	return p;
-}
-
-static void check_bytes(struct tcmu_device *dev, uint64_t offset, size_t len, int byte)
-{
-	unsigned char *buf = allocated(len);
-	size_t i;
-
-	memset(buf, byte ^ 0xff, len);
-	CHECK_EQ(dev_read(dev, buf, len, offset), TCMU_STS_OK);
-	for (i = 0; i < len; i++)
-		if (buf[i] != byte)
-			fail(__LINE__, "%s: byte %" PRIu64 " is %02x, not %02x", dev->cfgstring, offset + i, buf[i],
-			     byte);
-	free(buf);
-}
-
-static void write_bytes(struct tcmu_device *dev, uint64_t offset, size_t len, int byte)
-{
-	void *buf = allocated(len);
-
-	memset(buf, byte, len);
-	CHECK_EQ(dev_write(dev, buf, len, offset), TCMU_STS_OK);
-	free(buf);
 }
 
 static const char *in_scratch(const char *name)
@@ -485,7 +172,7 @@ static void check_config(const char *cfgstring, const char *refusal)
 	configure(&dev, 0, "%s", cfgstring);
 	ok = dev.handler->check_config(cfgstring, &reason);
 	if (ok != !refusal || (refusal && (!reason || !strstr(reason, refusal))))
-		fail(__LINE__, "check_config(%s): %d, %s", cfgstring, ok, reason ? reason : "no reason");
+		FAIL("check_config(%s): %d, %s", cfgstring, ok, reason ? reason : "no reason");
 	free(reason);
 	if (refusal)
 		CHECK_EQ(try_open(&dev), -EINVAL);
@@ -596,6 +283,14 @@ static const char *test_ram_is_sparse(void)
 	check_bytes(&dev, TIB / 2 + 101, MIB, 0);
 	CHECK_EQ(memfd_usage(), before);
 
+	/* What a resize has cut off costs nothing when it is there again. */
+	write_bytes(&dev, TIB - MIB, MIB, 1);
+	reconfigure_size(&dev, TIB - MIB, 0);
+	CHECK_EQ(memfd_usage(), before);
+	reconfigure_size(&dev, TIB, 0);
+	check_bytes(&dev, TIB - MIB, MIB, 0);
+	CHECK_EQ(memfd_usage(), before);
+
 	/* Discarding all of it is quick, frees everything and touches nothing. */
 	CHECK_EQ(dev_unmap(&dev, 0, TIB), TCMU_STS_OK);
 	CHECK_EQ(memfd_usage(), 0);
@@ -679,7 +374,7 @@ static void compare_with_model(struct tcmu_device *dev, unsigned int seed)
 		LONGEST = 40 << 10
 	};
 	unsigned char *model = allocated(SIZE), *buf = allocated(SIZE);
-	struct iovec iov[PIECES], before[PIECES];
+	struct iovec iov[PIECES];
 	int round;
 
 	CHECK(device_size(dev) >= SIZE);
@@ -688,29 +383,23 @@ static void compare_with_model(struct tcmu_device *dev, unsigned int seed)
 		uint64_t offset = random_below(&seed, SIZE);
 		size_t len = random_below(&seed, SIZE - offset < LONGEST ? SIZE - offset : LONGEST) + 1, cnt, i;
 		unsigned char pattern[512];
-		struct request r;
 		int fill;
 
-		request(&r, NULL, 0);
 		switch (random_below(&seed, 5)) {
 		case 0:
 		case 1:
 			for (i = 0; i < len; i++)
 				buf[i] = (unsigned char)rand_r(&seed);
 			cnt = cut(&seed, buf, len, iov, PIECES);
-			memcpy(before, iov, sizeof(iov[0]) * cnt);
-			CHECK_EQ(dev->handler->write(dev, &r.cmd, iov, cnt, len, (off_t)offset), TCMU_STS_OK);
-			CHECK(!memcmp(before, iov, sizeof(iov[0]) * cnt));
+			CHECK_EQ(dev_writev(dev, iov, cnt, len, offset), TCMU_STS_OK);
 			memcpy(model + offset, buf, len);
 			break;
 		case 2:
 			memset(buf, 0xee, len);
 			cnt = cut(&seed, buf, len, iov, PIECES);
-			memcpy(before, iov, sizeof(iov[0]) * cnt);
-			CHECK_EQ(dev->handler->read(dev, &r.cmd, iov, cnt, len, (off_t)offset), TCMU_STS_OK);
-			CHECK(!memcmp(before, iov, sizeof(iov[0]) * cnt));
+			CHECK_EQ(dev_readv(dev, iov, cnt, len, offset), TCMU_STS_OK);
 			if (memcmp(model + offset, buf, len) != 0)
-				fail(__LINE__, "%s: round %d: wrong data", dev->cfgstring, round);
+				FAIL("%s: round %d: wrong data", dev->cfgstring, round);
 			break;
 		case 3:
 			offset = offset / 512 * 512;
@@ -1143,6 +832,8 @@ static const char *test_block_device(void)
  * Four threads, the most a host runs at once. Each owns every fourth block, so that all of them meet in every page, and
  * the pages behind, which it may discard. Meanwhile the device grows and shrinks behind all of that.
  */
+#define GROWN (64 * GIB)
+
 struct worker {
 	pthread_t thread;
 	struct tcmu_device *dev;
@@ -1178,6 +869,8 @@ static void *work(void *arg)
 			memset(want + 1000, 0, 6000);
 			if (dev_read(w->dev, buf, sizeof(buf), offset) || memcmp(buf, want, sizeof(buf)) != 0)
 				w->failure = "contents after a discard";
+			/* There, or not there, or just going: whatever it says, it must not crash. */
+			(void)dev_read(w->dev, buf, sizeof(buf), GROWN - sizeof(buf));
 		} else if (round % 2) {
 			stamp[block] = round * 4 + w->number;
 			memset(want, (int)stamp[block] | 1, 512);
@@ -1201,8 +894,8 @@ static void *resize(void *arg)
 	struct tcmu_device *dev = arg;
 
 	while (resizing) {
-		reconfigure_size(dev, 64 * GIB, 0);
-		write_bytes(dev, 64 * GIB - 4096, 4096, 1);
+		reconfigure_size(dev, GROWN, 0);
+		write_bytes(dev, GROWN - 4096, 4096, 1);
 		reconfigure_size(dev, SHARED_END + 4 * PRIVATE, 0);
 	}
 	return NULL;
@@ -1227,7 +920,7 @@ static void check_concurrency(struct tcmu_device *dev)
 	CHECK(!pthread_join(resizer, NULL));
 	for (i = 0; i < 4; i++)
 		if (workers[i].failure)
-			fail(__LINE__, "%s: thread %u: %s", dev->cfgstring, i, workers[i].failure);
+			FAIL("%s: thread %u: %s", dev->cfgstring, i, workers[i].failure);
 	close_device(dev);
 }
 
@@ -1304,21 +997,6 @@ static const struct {
 	{ "descriptors_are_private", test_descriptors_are_private },
 };
 
-static void load(const char *dir, const char *subtype)
-{
-	char path[PATH_MAX];
-	int (*init)(void);
-	void *so;
-
-	snprintf(path, sizeof(path), "%s/handler_%s.so", dir, subtype);
-	so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-	if (!so)
-		fail(__LINE__, "%s", dlerror());
-	*(void **)&init = dlsym(so, "handler_init");
-	CHECK(init);
-	CHECK_EQ(init(), 0);
-}
-
 int main(int argc, char **argv)
 {
 	const char *tmp = getenv("TMPDIR");
@@ -1336,9 +1014,10 @@ int main(int argc, char **argv)
 		return 1;
 	}
 
+	before_failing = remove_scratch;
 	running = "loading";
-	load(argv[1], "ram");
-	load(argv[1], "file");
+	load_handler(argv[1], "ram");
+	load_handler(argv[1], "file");
 	descriptors = open_descriptors();
 	for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
 		const char *skipped;

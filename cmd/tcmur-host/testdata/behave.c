@@ -203,7 +203,7 @@ static void misbehave(struct tcmu_device *dev)
 	}
 	if (is(dev, "hang")) {
 		pthread_mutex_lock(&s->lock);
-		s->hanging = 1;
+		tcmu_info(dev, "callout %d hangs\n", ++s->hanging);
 		while (!s->written)
 			pthread_cond_wait(&s->changed, &s->lock);
 		pthread_mutex_unlock(&s->lock);

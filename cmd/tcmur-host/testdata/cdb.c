@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A handler over plain memory with handle_cmd only, which knows command blocks of 10 bytes and blocks of 4096; for tests.
+ * A handler over plain memory with handle_cmd only, which knows command blocks of 10 bytes and blocks of 4096, for
+ * tests. With -DFBO it goes by the name of fbo, and reads at 8192 fail like those of fbo: with a message, but with
+ * success.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +46,12 @@ static int handle(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 			return tcmu_sense_set_data(lib->sense_buf, 5, 0x2100);
 		if (tcmu_iovec_length(lib->iovec, lib->iov_cnt) != n)
 			return TCMU_STS_HW_ERR;
+#ifdef FBO
+		if (lib->cdb[0] == 0x28 && at == 8192) {
+			tcmu_err(dev, "read failed\n");
+			return TCMU_STS_OK;
+		}
+#endif
 		if (lib->cdb[0] == 0x28)
 			tcmu_memcpy_into_iovec(lib->iovec, lib->iov_cnt, mem + at, n);
 		else
@@ -57,7 +65,11 @@ static int handle(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 
 static struct tcmur_handler handler = {
 	.name = "handler for tests",
+#ifdef FBO
+	.subtype = "fbo",
+#else
 	.subtype = "cdb",
+#endif
 	.cfg_desc = "anything",
 	.open = open_,
 	.close = close_,

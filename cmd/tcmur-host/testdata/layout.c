@@ -36,18 +36,23 @@ extern int printf(const char *, ...);
 #ifdef STATIC
 static
 #endif
-uintptr_t some_handler[WORDS] = {
-	[0] = (uintptr_t)"name",
-	[1] = BAD == 1 ? 0x10 : (uintptr_t)(BAD == 2 ? "a/b" : BAD == 3 ? "" : "layout"),
-	[2] = (uintptr_t)"description",
-	[6] = BAD == 4 ? 0 : FN,       /* open */
-	[7] = FN,                      /* close */
-	[8] = BAD == 5 ? 5000 : 1,     /* nr_threads */
-	[10] = BAD == 6 ? 0 : FN,      /* read */
-	[11] = BAD == 7 ? (uintptr_t)&printf : FN, /* write */
-	[WORDS == 20 ? 18 : WORDS == 23 ? 19 : 21] = BAD == 8 ? 1 : 0, /* _is_dbus_handler */
+	uintptr_t some_handler[WORDS] = {
+		[0] = (uintptr_t) "name",
+		[1] = BAD == 1 ? 0x10 :
+				 (uintptr_t)(BAD == 2 ? "a/b" :
+					     BAD == 3 ? "" :
+							"layout"),
+		[2] = (uintptr_t) "description",
+		[6] = BAD == 4 ? 0 : FN,                   /* open */
+		[7] = FN,                                  /* close */
+		[8] = BAD == 5 ? 5000 : 1,                 /* nr_threads */
+		[10] = BAD == 6 ? 0 : FN,                  /* read */
+		[11] = BAD == 7 ? (uintptr_t)&printf : FN, /* write */
+		[WORDS == 20        ? 18 :
+			WORDS == 23 ? 19 :
+				      21] = BAD == 8 ? 1 : 0, /* _is_dbus_handler */
 #if WORDS == 20
-	[14] = FN, /* lock */
+		[14] = FN, /* lock */
 #elif WORDS == 23
 	[14] = FN, /* report_event */
 	[21] = FN, /* init */
@@ -56,7 +61,7 @@ uintptr_t some_handler[WORDS] = {
 	[15] = FN, /* caw */
 	[24] = FN, /* destroy */
 #endif
-};
+	};
 
 int handler_init(void);
 int handler_init(void)

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fusetree
+
+import (
+	"errors"
+	"io"
+	"syscall"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// IO is one read or write that a node carries out when it pleases: it is given to Ops.Start, and Complete ends it.
+type IO struct {
+	File   *File
+	Write  bool
+	Offset int64
+	Size   int        // bytes: wanted, or len(Payload)
+	Flags  WriteFlags // of a write
+
+	// Payload is the data of a write. It belongs to the transport and is valid until Start returns.
+	Payload []byte
+
+	conn   *connection
+	fd     int // the reply must go where the request came from
+	unique uint64
+	// What the reply is gathered from; here, and not on a stack, so that it costs no allocation.
+	header replyHeader
+	vector [2]unix.Iovec
+}
+
+// replyHeader begins every reply, with the body of a reply to WRITE.
+type replyHeader struct {
+	fuse.OutHeader
+	written fuse.WriteOut
+}
+
+// longReply is the size from which on the kernel's copying of a reply takes so long that the scheduler should know.
+const longReply = 64 << 10
+
+// Complete ends the request with the error, or with data for a read and a count n for a write. It must be called exactly
+// once, from any goroutine; data may be reused when it returns, and the IO must not be touched any more. How errors
+// reach the user is as for Ops.Read and Ops.Write, but an error is reported even where n is not 0.
+func (r *IO) Complete(data []byte, n int, err error) {
+	c := r.conn
+	h := &r.header
+	*h = replyHeader{OutHeader: fuse.OutHeader{Length: uint32(unsafe.Sizeof(h.OutHeader)), Unique: r.unique}}
+	switch {
+	case err != nil && !errors.Is(err, io.EOF):
+		op := "read"
+		if r.Write {
+			op = "write"
+		}
+		h.Status = -int32(c.tree.status(r.File.Node, op, err))
+		data = nil
+	case r.Write:
+		h.written.Size = uint32(n)
+		h.Length = uint32(unsafe.Sizeof(*h))
+		data = nil
+	}
+	r.vector[0].Base = (*byte)(unsafe.Pointer(h))
+	r.vector[0].SetLen(int(h.Length))
+	parts := 1
+	if len(data) > 0 {
+		h.Length += uint32(len(data))
+		r.vector[1].Base = unsafe.SliceData(data)
+		r.vector[1].SetLen(len(data))
+		parts = 2
+	}
+	// An error means that nobody waits for the reply any more.
+	if len(data) < longReply {
+		_, _, _ = unix.RawSyscall(unix.SYS_WRITEV, uintptr(r.fd), uintptr(unsafe.Pointer(&r.vector[0])), uintptr(parts))
+	} else {
+		_, _, _ = unix.Syscall(unix.SYS_WRITEV, uintptr(r.fd), uintptr(unsafe.Pointer(&r.vector[0])), uintptr(parts))
+	}
+	c.put(r)
+}
+
+// startIO hands a READ or WRITE to the node if the node takes it this way. payload is the data of a WRITE. It returns
+// the node whose Commit has to follow, nil if there is none; taken is false when the request must go the slow way.
+func (c *connection) startIO(fd int, in *requestHeader, payload []byte) (n *Node, taken bool) {
+	f := c.tree.files.get(in.io.fh)
+	if f == nil || f.Node.ops.Start == nil || f.Node.gone.Load() {
+		return nil, false
+	}
+	r := c.get()
+	r.File, r.fd, r.unique = f, fd, in.Unique
+	r.Offset, r.Size = int64(in.io.offset), int(in.io.size)
+	r.Write = in.Opcode == opWrite
+	if r.Write {
+		r.Flags = WriteFlags(in.io.writeFlags)
+		r.Payload = payload
+	} else {
+		r.Payload = nil
+	}
+	if !f.Node.ops.Start(r) {
+		c.put(r)
+		return nil, false
+	}
+	return f.Node, true
+}
+
+// get makes an IO; put takes it back.
+
+func (c *connection) get() *IO {
+	c.inFlight.Add(1)
+	if r, ok := c.free.Get().(*IO); ok {
+		return r
+	}
+	return &IO{conn: c}
+}
+
+func (c *connection) put(r *IO) {
+	r.File, r.Payload = nil, nil
+	r.vector[1].Base = nil
+	c.free.Put(r)
+	if c.inFlight.Add(-1) == 0 && c.closing.Load() {
+		c.signalIdle()
+	}
+}
+
+// requestHeader is the fixed part of a request: the header and, for READ and WRITE, its argument.
+type requestHeader struct {
+	fuse.InHeader
+	io struct { // struct fuse_read_in and fuse_write_in are the same so far
+		fh         uint64
+		offset     uint64
+		size       uint32
+		ioFlags    uint32
+		lockOwner  uint64
+		writeFlags uint32
+		_          uint32
+	}
+}
+
+const (
+	headerSize    = int(unsafe.Sizeof(requestHeader{}))
+	inHeaderSize  = int(unsafe.Sizeof(fuse.InHeader{}))
+	outHeaderSize = int(unsafe.Sizeof(fuse.OutHeader{}))
+)
+
+var errShortRequest = errors.New("request is shorter than its header says")
+
+// bytes is the header as it was read.
+func (h *requestHeader) bytes() []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(h)), headerSize)
+}
+
+// retryable tells which errors of a read from /dev/fuse are no reason to stop: a signal, or a request that was taken
+// back between its announcement and the read.
+func retryable(errno syscall.Errno) bool {
+	return errno == unix.EINTR || errno == unix.ENOENT || errno == unix.EAGAIN
+}
