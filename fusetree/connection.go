@@ -3,6 +3,7 @@
 package fusetree
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -16,12 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The connection is this package's own transport: it reads requests from /dev/fuse and writes the replies. READ and WRITE
-// to nodes that want it so (Ops.Start) go to the node straight from the reader thread, in batches, and are answered by
-// whoever completes them. Everything else is go-fuse's ProtocolServer's to parse and rawFS's to answer.
+// The connection is this package's own transport: it reads requests from /dev/fuse and writes the replies. READ and
+// WRITE to nodes that want it so (Ops.Start) go to the node straight from the reader thread, in batches, and are
+// answered by whoever completes them. Everything else is go-fuse's ProtocolServer's to parse and rawFS's to answer.
 //
-// Each reader thread blocks on one descriptor and then drains a second, non-blocking one: both are clones of the one that
-// was mounted. A request must be answered on the descriptor that it was read from. All of them are kept open for
+// Each reader thread blocks on one descriptor and then drains a second, non-blocking one: both are clones of the one
+// that was mounted. A request must be answered on the descriptor that it was read from. All of them are kept open for
 // the life of the connection, together with the INIT request: that is what a successor process would need.
 
 // Operation codes of FUSE requests that the connection treats by itself.
@@ -106,7 +107,7 @@ func (c *connection) handshake() error {
 		if err == nil {
 			break
 		}
-		if errno, ok := err.(syscall.Errno); !ok || !retryable(errno) {
+		if errno := syscall.Errno(0); !errors.As(err, &errno) || !retryable(errno) {
 			return err
 		}
 	}

@@ -40,9 +40,9 @@ type replyHeader struct {
 // longReply is the size from which on the kernel's copying of a reply takes so long that the scheduler should know.
 const longReply = 64 << 10
 
-// Complete ends the request with the error, or with data for a read and a count n for a write. It must be called exactly
-// once, from any goroutine; data may be reused when it returns, and the IO must not be touched any more. How errors
-// reach the user is as for Ops.Read and Ops.Write, but an error is reported even where n is not 0.
+// Complete ends the request with the error, or with data for a read and a count n for a write. It must be called
+// exactly once, from any goroutine; data may be reused when it returns, and the IO must not be touched any more. How
+// errors reach the user is as for Ops.Read and Ops.Write, but an error is reported even where n is not 0.
 func (r *IO) Complete(data []byte, n int, err error) {
 	c := r.conn
 	h := &r.header

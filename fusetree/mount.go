@@ -22,14 +22,16 @@ type mount struct {
 	aborted bool // by us; under Tree.runMu
 }
 
-// mountID tells a mount from others at the same path.
+// mountID tells a mount from others at the same path. Only unique is never given out again, the other numbers are as
+// soon as the mount has gone.
 type mountID struct {
 	major, minor uint32 // device; the minor number is also the name of the FUSE connection in fusectl
-	mount        uint64
+	mount        uint64 // as in mountinfo
+	unique       uint64 // the same as mount before Linux 6.8
 }
 
-// newMount mounts on the directory path and returns the descriptor on which the kernel sends its requests, beginning with
-// INIT. Nothing can use the mount before that has been answered.
+// newMount mounts on the directory path and returns the descriptor on which the kernel sends its requests, beginning
+// with INIT. Nothing can use the mount before that has been answered.
 func newMount(path string, opts *fuse.MountOptions) (*mount, int, error) {
 	st, err := os.Stat(path)
 	if err == nil {
@@ -121,14 +123,21 @@ func receiveDescriptor(socket int) (int, error) {
 // mountAt identifies the mount that is on top at path, without asking its file system, which may be dead or not yet be
 // served.
 func mountAt(path string) (mountID, error) {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT,
-		unix.STATX_MNT_ID, &st)
+	const flags = unix.AT_STATX_DONT_SYNC | unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
+	var st, unique unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_MNT_ID, &st)
+	if err == nil {
+		unique = st
+		err = unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE, &unique)
+	}
 	if err != nil {
 		return mountID{}, &os.PathError{Op: "statx", Path: path, Err: err}
 	}
-	return mountID{major: st.Dev_major, minor: st.Dev_minor, mount: st.Mnt_id}, nil
+	return mountID{major: st.Dev_major, minor: st.Dev_minor, mount: st.Mnt_id, unique: unique.Mnt_id}, nil
 }
+
+// mountinfoEscaper writes a path as mountinfo shows it.
+var mountinfoEscaper = strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
 
 // present reports whether the mount is there, on top or not.
 func (m *mount) present() bool {
@@ -136,11 +145,12 @@ func (m *mount) present() bool {
 	if err != nil {
 		return m.inPlace()
 	}
+	id, device := fmt.Sprint(m.id.mount), fmt.Sprintf("%d:%d", m.id.major, m.id.minor)
+	path := mountinfoEscaper.Replace(m.path)
 	for line := range strings.Lines(string(table)) {
-		var id mountID
-		var parent uint64
-		n, _ := fmt.Sscanf(line, "%d %d %d:%d", &id.mount, &parent, &id.major, &id.minor)
-		if n == 4 && id == m.id {
+		// id, parent's id, device, root, path, ...
+		f := strings.Fields(line)
+		if len(f) > 4 && f[0] == id && f[2] == device && f[4] == path {
 			return true
 		}
 	}

@@ -252,6 +252,26 @@ func TestMountErrors(t *testing.T) {
 	}
 }
 
+// The kernel escapes such names in its tables.
+func TestMountPointWithBlanks(t *testing.T) {
+	t.Parallel()
+	s := newServed(t, Options{})
+	dir := filepath.Join(s.dir, "a b\tc\\d\ne#f")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.Tree = must(Init(dir, Options{}))(t)
+	s.start(t)
+	if !s.mnt.present() || !s.mnt.inPlace() {
+		t.Errorf("present %v, in place %v", s.mnt.present(), s.mnt.inPlace())
+	}
+	ok(t, "Unmount", s.Unmount(false))
+	s.wantRun(t, nil)
+	if s.mnt.present() {
+		t.Error("still present")
+	}
+}
+
 func TestMountPointIsSymlink(t *testing.T) {
 	t.Parallel()
 	s := newServed(t, Options{})

@@ -28,11 +28,13 @@ type DeviceOptions struct {
 	ReadOnly  bool
 }
 
+func validBlockSize(n int) bool { return n >= minBlockSize && n <= maxBlockSize && n&(n-1) == 0 }
+
 func (o DeviceOptions) check() error {
 	switch {
 	case o.Size < 0:
 		return control.Failf(syscall.EINVAL, "size %d is negative", o.Size)
-	case o.BlockSize != 0 && (o.BlockSize < minBlockSize || o.BlockSize > maxBlockSize || o.BlockSize&(o.BlockSize-1) != 0):
+	case o.BlockSize != 0 && !validBlockSize(o.BlockSize):
 		return control.Failf(syscall.EINVAL, "block size %d: must be a power of two from %d to %d",
 			o.BlockSize, minBlockSize, maxBlockSize)
 	case o.MaxXfer != 0 && (o.MaxXfer < minBlockSize || o.MaxXfer > shared.MaxPayload || o.MaxXfer%minBlockSize != 0):
@@ -88,7 +90,7 @@ func (d *Device) adopt(r *hostpb.OpenReply) error {
 	switch {
 	case size == 0 || size > maxSize:
 		return control.Failf(syscall.EIO, "the handler gives the device a size of %d bytes; give one with size=", size)
-	case block < minBlockSize || block > maxBlockSize || block&(block-1) != 0:
+	case !validBlockSize(int(block)):
 		return control.Failf(syscall.EIO, "the handler gives the device a block size of %d bytes", block)
 	case align == 0 || align > maxBlockSize || align&(align-1) != 0:
 		return control.Failf(syscall.EIO, "the host asks for an alignment of %d bytes", align)

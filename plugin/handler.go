@@ -124,7 +124,8 @@ func (h *handler) reportDeath() {
 	}
 }
 
-// rpcError translates the error of a control call; what names the callback that was running, for a host that died in it.
+// rpcError translates the error of a control call; what names the callback that was running, for a host that died in
+// it.
 func (h *handler) rpcError(what string, err error) error {
 	err = control.FromStatus(err)
 	switch {

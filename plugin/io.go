@@ -22,7 +22,8 @@ type statusError struct {
 func (e *statusError) Error() string { return e.text }
 func (e *statusError) Unwrap() error { return e.errno }
 
-// enter begins a call on the device; gate.leave must follow if the error is nil. ENODEV once the device is being removed.
+// enter begins a call on the device; gate.leave must follow if the error is nil. ENODEV once the device is being
+// removed.
 func (d *Device) enter() error {
 	if !d.gate.enter() {
 		return control.Failf(syscall.ENODEV, "device %s was removed", d.name)
@@ -31,8 +32,8 @@ func (d *Device) enter() error {
 }
 
 // ReadAt reads len(p) bytes at byte off. At the end of the device the count is short, beyond it 0, both without an
-// error. EINVAL: negative offset. ENODEV: the device was removed. ENXIO: the handler cannot read. Otherwise the errno of
-// the handler's status, EIO if its process died.
+// error. EINVAL: negative offset. ENODEV: the device was removed. ENXIO: the handler cannot read. Otherwise the errno
+// of the handler's status, EIO if its process died.
 func (d *Device) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, control.Failf(syscall.EINVAL, "%s: read at negative offset %d", d.name, off)
@@ -53,8 +54,8 @@ func (d *Device) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt writes p at byte off. At the end of the device the count is short, without an error. ENOSPC: at or beyond the
 // end. EROFS: read-only device. EINVAL: negative offset. ENODEV: the device was removed. ENXIO: the handler cannot
-// write. Otherwise the errno of the handler's status, EIO if its process died; the count then tells what was written for
-// certain.
+// write. Otherwise the errno of the handler's status, EIO if its process died; the count then tells what was written
+// for certain.
 func (d *Device) WriteAt(p []byte, off int64) (int, error) {
 	switch {
 	case off < 0:

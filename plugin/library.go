@@ -103,8 +103,8 @@ func (l *Library) Exit(ctx context.Context) error {
 // LoadHandler is tcmur_handler_load: it starts a host process and lets it load the handler of the given subtype.
 //
 // EINVAL: not a possible subtype. EEXIST: loaded already. ENOSPC: MaxHandlers are loaded. ENOENT: no such file, or
-// dlopen failed. EBADF: not a handler (no handler_init). EIO: handler_init failed, or the host died. ENOEXEC: built for a
-// tcmu-runner that cannot be served, or malformed.
+// dlopen failed. EBADF: not a handler (no handler_init). EIO: handler_init failed, or the host died. ENOEXEC: built for
+// a tcmu-runner that cannot be served, or malformed.
 func (l *Library) LoadHandler(ctx context.Context, subtype string) error {
 	if err := checkSubtype(subtype); err != nil {
 		return fmt.Errorf("load: %w", err)
@@ -116,7 +116,8 @@ func (l *Library) LoadHandler(ctx context.Context, subtype string) error {
 	}
 	if len(l.handlers) >= MaxHandlers {
 		l.mu.Unlock()
-		return control.Failf(syscall.ENOSPC, "load %s: all %d handler slots are in use; unload one first", subtype, MaxHandlers)
+		return control.Failf(syscall.ENOSPC, "load %s: all %d handler slots are in use; unload one first",
+			subtype, MaxHandlers)
 	}
 	l.handlers[subtype] = &handler{subtype: subtype} // reserves the name
 	l.mu.Unlock()
@@ -206,7 +207,8 @@ func (l *Library) findHandler(config string) (*handler, string, error) {
 			"config string %q does not start with '/': write /SUBTYPE/HANDLER-CFG-STRING", abbreviate(config))
 	}
 	if len(rest) > maxConfigLength || strings.ContainsRune(rest, 0) {
-		return nil, "", control.Failf(syscall.EINVAL, "config string is too long: %d bytes, at most %d", len(rest), maxConfigLength)
+		return nil, "", control.Failf(syscall.EINVAL, "config string is too long: %d bytes, at most %d",
+			len(rest), maxConfigLength)
 	}
 	subtype, _, _ := strings.Cut(rest, "/")
 	l.mu.Lock()
@@ -279,7 +281,8 @@ func (l *Library) reserve(d *Device) error {
 		return control.Failf(syscall.ENODEV, "minor %d is out of range: 0 to %d", d.minor, len(l.devices)-1)
 	}
 	if old := l.devices[d.minor]; old != nil {
-		return control.Failf(syscall.EBUSY, "minor %d is in use by %s (%s); remove %d first", d.minor, old.name, old.config, d.minor)
+		return control.Failf(syscall.EBUSY, "minor %d is in use by %s (%s); remove %d first",
+			d.minor, old.name, old.config, d.minor)
 	}
 	if l.handlers[d.handler.subtype] != d.handler {
 		return control.Failf(syscall.ENXIO, "handler %s was unloaded", d.handler.subtype)
@@ -294,8 +297,8 @@ func (l *Library) reserve(d *Device) error {
 }
 
 // RemoveDevice is tcmur_device_remove: it waits for the device's requests, flushes and closes it. ENODEV: no such
-// device. ETIMEDOUT: its requests did not end within the context, and the device is still there. Any other error is that
-// of the last flush, and the device is gone all the same.
+// device. ETIMEDOUT: its requests did not end within the context, and the device is still there. Any other error is
+// that of the last flush, and the device is gone all the same.
 func (l *Library) RemoveDevice(ctx context.Context, minor int) error {
 	l.mu.Lock()
 	d, err := l.lookup(minor)

@@ -32,7 +32,9 @@ func vectorLength(iov [][]byte) int {
 }
 
 // start checks what can be checked at once, then runs the operation on its own goroutine.
-func (l *Library) start(minor int, cmd *Command, n int, off int64, able func(*Device) bool, run func(*Device) error) error {
+func (l *Library) start(
+	minor int, cmd *Command, n int, off int64, able func(*Device) bool, run func(*Device) error,
+) error {
 	l.mu.Lock()
 	d, err := l.lookup(minor)
 	l.mu.Unlock()

@@ -20,8 +20,8 @@ import (
 // go-plugin waits for their end.
 const outputGrace = 100 * time.Millisecond
 
-// processRunner runs a tcmur-host for go-plugin. Unlike go-plugin's own runner it notices the exit of the process itself
-// and not the end of its output, and leaves the child without the front's standard input.
+// processRunner runs a tcmur-host for go-plugin. Unlike go-plugin's own runner it notices the exit of the process
+// itself and not the end of its output, and leaves the child without the front's standard input.
 type processRunner struct {
 	cmd            *exec.Cmd
 	stdout, stderr *os.File // our ends of the pipes

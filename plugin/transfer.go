@@ -29,8 +29,8 @@ type transfer struct {
 var transfers = sync.Pool{New: func() any { return new(transfer) }}
 
 // StartRead begins a read of n bytes at byte off; Commit must follow. It may wait while all memory of the handler's
-// channel is in use. It declines, with false, what only ReadAt can do: reads that cross the end of the device, are longer
-// than MaxXfer or not aligned as the handler needs it.
+// channel is in use. It declines, with false, what only ReadAt can do: reads that cross the end of the device, are
+// longer than MaxXfer or not aligned as the handler needs it.
 func (d *Device) StartRead(n int, off int64, done Completion) bool {
 	if off < 0 || n > d.maxXfer || (off|int64(n))&(d.alignment-1) != 0 || int64(n) > d.Size()-off || !d.canRead {
 		return false
@@ -39,9 +39,9 @@ func (d *Device) StartRead(n int, off int64, done Completion) bool {
 	return true
 }
 
-// StartWrite begins a write of p at byte off, which it has copied when it returns; Commit must follow. It may wait while
-// all memory of the handler's channel is in use. It declines, with false, what only WriteAt can do: as StartRead, and
-// any write that could meet an unaligned one.
+// StartWrite begins a write of p at byte off, which it has copied when it returns; Commit must follow. It may wait
+// while all memory of the handler's channel is in use. It declines, with false, what only WriteAt can do: as StartRead,
+// and any write that could meet an unaligned one.
 func (d *Device) StartWrite(p []byte, off int64, done Completion) bool {
 	n := len(p)
 	if off < 0 || n > d.maxXfer || int64(n) > d.Size()-off || d.alignment > 1 || d.opts.ReadOnly || !d.canWrite {

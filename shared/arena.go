@@ -11,9 +11,9 @@ const (
 	blockSize = pageSize << maxOrder
 )
 
-// arena hands out pieces of a segment's payload area: a buddy allocator whose smallest piece is a page and whose largest
-// is MaxPayload. Its books are in the front's private memory. Pieces of one size are reused last in, first out, because
-// a piece that was just in use is still in the processor's cache. Not safe for concurrent use.
+// arena hands out pieces of a segment's payload area: a buddy allocator whose smallest piece is a page and whose
+// largest is MaxPayload. Its books are in the front's private memory. Pieces of one size are reused last in, first out,
+// because a piece that was just in use is still in the processor's cache. Not safe for concurrent use.
 type arena struct {
 	free  [maxOrder + 1][]uint32 // page numbers of free pieces, by order; a stack each
 	order []uint8                // order of the free piece that begins at a page, else noOrder

@@ -4,9 +4,9 @@
 // doorbells, and payload memory. channel.h defines the bytes and the rules; the host's side is C. This package is the
 // front's side.
 //
-// The front trusts nothing that a host can write. Requests, write payloads and all bookkeeping are in memory that a host
-// cannot write; from the complete segment each value is read once, checked, then used. What a host does wrong there is
-// reported through Options.Fault and never harms more than that host's own requests.
+// The front trusts nothing that a host can write. Requests, write payloads and all bookkeeping are in memory that a
+// host cannot write; from the complete segment each value is read once, checked, then used. What a host does wrong
+// there is reported through Options.Fault and never harms more than that host's own requests.
 //
 // A Channel serves one instance of a host. When that host dies, Abandon ends every request that it had not completed;
 // the next host gets a new Channel.
@@ -262,8 +262,8 @@ func (c *Channel) Submit(requests ...*Request) {
 	c.Kick()
 }
 
-// Push sends a request without ringing the doorbell: Kick must follow, or the host may never look. Done is called in any
-// case; on an abandoned channel at once, with ErrPeerGone.
+// Push sends a request without ringing the doorbell: Kick must follow, or the host may never look. Done is called in
+// any case; on an abandoned channel at once, with ErrPeerGone.
 func (c *Channel) Push(r *Request) {
 	c.sqMu.Lock()
 	if c.gone {
@@ -344,8 +344,8 @@ func (c *Channel) updateWaiting() {
 	c.submit.store32(offCQWaiting, waiting)
 }
 
-// Spin reaps without sleeping, for at most the given time or until it has reaped something. For a caller whose request is
-// the only one in flight, a completion this way costs no wake-up. It reports whether anything was reaped.
+// Spin reaps without sleeping, for at most the given time or until it has reaped something. For a caller whose request
+// is the only one in flight, a completion this way costs no wake-up. It reports whether anything was reaped.
 func (c *Channel) Spin(limit time.Duration) bool {
 	c.waitMu.Lock()
 	if c.freed {
@@ -440,8 +440,8 @@ func (r *Request) finish(err error) {
 	r.Done(r)
 }
 
-// Abandon ends the channel's service after its host has died (and is known to be dead: only then can nobody write to the
-// segments any more). Completions that the host had already posted count; every other request in flight ends with
+// Abandon ends the channel's service after its host has died (and is known to be dead: only then can nobody write to
+// the segments any more). Completions that the host had already posted count; every other request in flight ends with
 // ErrPeerGone, and so does every later one and every waiting Get. May be called from anywhere, more than once.
 func (c *Channel) Abandon() {
 	c.memMu.Lock()
@@ -481,8 +481,8 @@ func (c *Channel) InFlight() int {
 	return c.out
 }
 
-// Close abandons the channel, ends its completion thread, and frees the memory once the last request is released. May be
-// called more than once.
+// Close abandons the channel, ends its completion thread, and frees the memory once the last request is released. May
+// be called more than once.
 func (c *Channel) Close() {
 	c.Abandon()
 	if c.stopping.Swap(true) {

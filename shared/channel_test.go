@@ -255,16 +255,18 @@ func TestSegmentsAreSealed(t *testing.T) {
 	if _, err := submit.WriteAt([]byte{1}, 0); !errors.Is(err, syscall.EPERM) {
 		t.Errorf("write to the submit segment: %v", err)
 	}
-	if mem, err := unix.Mmap(int(submit.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); !errors.Is(err, syscall.EPERM) {
+	const both = unix.PROT_READ | unix.PROT_WRITE
+	mem, err := unix.Mmap(int(submit.Fd()), 0, 4096, both, unix.MAP_SHARED)
+	if !errors.Is(err, syscall.EPERM) {
 		t.Errorf("writable mapping of the submit segment: %v", err)
 		_ = unix.Munmap(mem)
 	}
-	mem, err := unix.Mmap(int(submit.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+	mem, err = unix.Mmap(int(submit.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Munmap(mem) }()
-	if err := unix.Mprotect(mem, unix.PROT_READ|unix.PROT_WRITE); err == nil {
+	if err := unix.Mprotect(mem, both); err == nil {
 		t.Error("the submit segment could be made writable")
 	}
 	if err := unix.Fallocate(int(submit.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096); err == nil {

@@ -66,10 +66,11 @@ func TestLayoutMatchesHeader(t *testing.T) {
 	if err := os.WriteFile(file, []byte(src.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I.", "-o", bin, file).CombinedOutput(); err != nil {
+	out, err := exec.Command("gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I.", "-o", bin, file).CombinedOutput()
+	if err != nil {
 		t.Fatalf("gcc: %v\n%s", err, out)
 	}
-	out, err := exec.Command(bin).Output()
+	out, err = exec.Command(bin).Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,8 +91,8 @@ func (s *segment) put32(off int, v uint32) { *s.word32(off) = v }
 func (s *segment) put64(off int, v uint64) { *s.word64(off) = v }
 
 // futexWait sleeps until the word changes from want, a wake, or a signal; it may return early for no reason. The word
-// may be in a read-only mapping. It is a Syscall, not a RawSyscall: the scheduler and the garbage collector have to know
-// that this thread blocks.
+// may be in a read-only mapping. It is a Syscall, not a RawSyscall: the scheduler and the garbage collector have to
+// know that this thread blocks.
 func (s *segment) futexWait(off int, want uint32) {
 	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(s.word32(off))), futexWait, uintptr(want), 0, 0, 0)
 }

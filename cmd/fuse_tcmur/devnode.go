@@ -93,6 +93,10 @@ func (n *deviceNode) write(file *fusetree.File, p []byte, off int64, flags fuset
 	if err != nil {
 		return 0, err
 	}
+	if written < len(p) && uint32(flags)&syscall.O_DIRECT != 0 {
+		// The kernel makes EIO of a short count here, as if something was broken. The device is full.
+		return 0, failf(syscall.ENOSPC, "%s: write of %d bytes at %d, across the end", n.device.Name(), len(p), off)
+	}
 	// After a write on an O_DSYNC file the kernel sends FSYNC by itself, except to a node that was opened past the
 	// page cache: there the flag on the write is all that is to be seen.
 	if file.DirectIO && flags.DSync() {

@@ -78,8 +78,8 @@ func ToStatus(err error) error {
 	return st.Err()
 }
 
-// FromStatus turns what gRPC delivered back into a *Failure, or into ErrHostGone (wrapped) when the call did not reach a
-// live host. A host is not trusted: an errno outside 1..4095 becomes EIO. An expired or cancelled context of the
+// FromStatus turns what gRPC delivered back into a *Failure, or into ErrHostGone (wrapped) when the call did not reach
+// a live host. A host is not trusted: an errno outside 1..4095 becomes EIO. An expired or cancelled context of the
 // caller's own comes back as context.DeadlineExceeded or context.Canceled.
 func FromStatus(err error) error {
 	if err == nil {

@@ -328,7 +328,7 @@ static int remap(struct memory *m, uint64_t size)
 	if (map == MAP_FAILED) {
 		int ret = size_error(m, "map memory", size);
 
-		/* Only growing can fail, and giving back what was just added cannot; if it does, it is merely unused. */
+		/* Only growing can fail; should giving back what was just added fail too, it is merely unused. */
 		bitmap = mremap(m->written, bitmap_size(size), bitmap_size(m->size), MREMAP_MAYMOVE);
 		if (bitmap != MAP_FAILED)
 			m->written = bitmap;
@@ -357,7 +357,7 @@ int memory_resize(struct memory *m, uint64_t size)
 		if (ret && ftruncate(m->fd, (off_t)m->size))
 			tcmu_warn(m->dev, "memory stays longer than the device: %m\n");
 	} else if (size < m->size) {
-		/* Marks and bytes behind the new end must be gone when it grows again; ftruncate() zeroes the page it cuts. */
+		/* No marks, no bytes may be left when it grows again; ftruncate() zeroes the rest of the last page. */
 		clear(m, granules(size), granules(m->size));
 		if (ftruncate(m->fd, (off_t)size)) {
 			ret = size_error(m, "size memory", size);

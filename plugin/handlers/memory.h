@@ -53,8 +53,8 @@ int memory_unmap(struct memory *m, uint64_t offset, uint64_t length);
 int memory_fill(struct memory *m, const struct iovec *iov, size_t iov_cnt, uint64_t offset, uint64_t length);
 
 /*
- * Changes the size, waiting for accesses under way. New space reads zeroes. 0 or a negative errno, the reason logged and
- * the size as it was: EINVAL for a size that is 0 or no multiple of the block size, otherwise as memory_open().
+ * Changes the size, waiting for accesses under way. New space reads zeroes. 0 or a negative errno, the reason logged
+ * and the size as it was: EINVAL for a size that is 0 or no multiple of the block size, otherwise as memory_open().
  */
 int memory_resize(struct memory *m, uint64_t size);
 

@@ -34,46 +34,52 @@ struct ram_config {
 	const char *path; /* of a file; points into the configuration string */
 };
 
-/* 0, or -EINVAL and why in *reason, malloc'ed (NULL without memory). */
-static int parse_config(const char *cfgstring, struct ram_config *config, char **reason)
+/* What follows "@": nothing, "/", or "/SIZE". 0, -EINVAL for anything else, -ERANGE for a size that cannot be. */
+static int parse_anonymous(const char *text, uint64_t *size)
+{
+	int ret;
+
+	if (!*text)
+		return 0;
+	if (*text != '/')
+		return -EINVAL;
+	if (!*++text)
+		return 0;
+	ret = config_parse_size(text, size);
+	return !ret && !*size ? -ERANGE : ret;
+}
+
+/* Whether the configuration string is valid; otherwise *reason says why, malloc'ed (NULL without memory). */
+static bool parse_config(const char *cfgstring, struct ram_config *config, char **reason)
 {
 	const char *rest = config_after_subtype(cfgstring);
-	int ret = 0;
+	const char *advice = "give ram/@ for anonymous memory, or a path, as in ram/var/tmp/disk";
 
-	*reason = NULL;
 	*config = (struct ram_config){ 0 };
 	if (rest && rest[1] == '@') {
-		config->anonymous = true;
-		if (rest[2] && rest[2] != '/')
-			ret = -EINVAL;
-		else if (rest[2] && rest[3])
-			ret = config_parse_size(rest + 3, &config->size);
-		if (!ret && rest[2] && rest[3] && !config->size)
-			ret = -ERANGE;
-		if (ret == -ERANGE && asprintf(reason, "%s: this size is not possible", cfgstring) < 0)
-			*reason = NULL;
-		else if (ret == -EINVAL &&
-			 asprintf(reason, "%s: give a size such as 512M, as in ram/@/512M", cfgstring) < 0)
-			*reason = NULL;
-		return ret ? -EINVAL : 0;
-	}
+		int ret = parse_anonymous(rest + 2, &config->size);
 
-	while (rest && rest[0] == '/' && rest[1] == '/')
-		rest++;
-	if (rest && rest[1]) {
+		config->anonymous = true;
+		if (!ret)
+			return true;
+		advice = ret == -ERANGE ? "this size is not possible" : "give a size such as 512M, as in ram/@/512M";
+	} else {
+		while (rest && rest[0] == '/' && rest[1] == '/')
+			rest++;
 		config->path = rest;
-		return 0;
+		if (rest && rest[1])
+			return true;
 	}
-	if (asprintf(reason, "%s: give ram/@ for anonymous memory, or a path, as in ram/var/tmp/disk", cfgstring) < 0)
+	if (asprintf(reason, "%s: %s", cfgstring, advice) < 0)
 		*reason = NULL;
-	return -EINVAL;
+	return false;
 }
 
 static bool ram_check_config(const char *cfgstring, char **reason)
 {
 	struct ram_config config;
 
-	return parse_config(cfgstring, &config, reason) == 0;
+	return parse_config(cfgstring, &config, reason);
 }
 
 static int open_anonymous(struct ram *ram, struct tcmu_device *dev, const struct ram_config *config, bool reopen)
@@ -82,7 +88,7 @@ static int open_anonymous(struct ram *ram, struct tcmu_device *dev, const struct
 	int ret;
 
 	if (reopen) {
-		/* It was in this handler's process, or was freed by close(). Zeroes in its place would be silent loss. */
+		/* It went with its process, or with close(). Zeroes in its place would be silent loss. */
 		tcmu_err(dev, "%s: the contents are gone: anonymous memory cannot be opened again\n",
 			 tcmu_dev_get_cfgstring(dev));
 		return -ENODATA;
@@ -120,7 +126,7 @@ static int ram_open(struct tcmu_device *dev, bool reopen)
 	char *reason;
 	int ret;
 
-	if (parse_config(tcmu_dev_get_cfgstring(dev), &config, &reason)) {
+	if (!parse_config(tcmu_dev_get_cfgstring(dev), &config, &reason)) {
 		tcmu_err(dev, "%s\n", reason ? reason : "the configuration is not valid");
 		free(reason);
 		return -EINVAL;

@@ -54,7 +54,7 @@ struct tcmu_device {
 void load_handler(const char *dir, const char *subtype);
 struct tcmur_handler *handler_of(const char *subtype);
 
-/* Sets a device up as new, with block size 512 and this size (0: none) and configuration string, and clears last_log. */
+/* Sets a device up as new: block size 512, this size (0: none) and configuration string. Clears last_log. */
 __attribute__((format(printf, 3, 4))) void configure(struct tcmu_device *dev, uint64_t size, const char *fmt, ...);
 
 /* The callouts, and what they return; that they leave the buffer array alone is checked. */

@@ -22,8 +22,8 @@ func Root() string {
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// Program returns the path of a program that make has built in bin/. It fails the test if it is not there: a test of the
-// real thing is not skipped.
+// Program returns the path of a program that make has built in bin/. It fails the test if it is not there: a test of
+// the real thing is not skipped.
 func Program(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join(Root(), "bin", name)

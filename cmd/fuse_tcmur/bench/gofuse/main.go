@@ -23,7 +23,7 @@ import (
 
 // Node numbers.
 const (
-	root = fuse.FUSE_ROOT_ID
+	root = fuse.FUSE_ROOT_ID + iota
 	direct
 	cached
 )
