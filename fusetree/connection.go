@@ -48,6 +48,11 @@ const (
 	readers = 2
 	// maxBatch is how many requests a reader takes before it sees to it that they are being worked on.
 	maxBatch = 32
+	// largeWrite is the size in bytes from which on a payload is worth a buffer of the node's own: copying less costs less
+	// than the buffer's book-keeping.
+	largeWrite = 64 << 10
+	// bufferPatience is after how many requests that had no use for it a node's buffer is given back.
+	bufferPatience = 64
 	// spinLimit is how long a reader waits for the only request in flight before it goes to sleep: about as long as waking
 	// a thread twice takes.
 	spinLimit = 20 * time.Microsecond
@@ -169,9 +174,11 @@ func (c *connection) close() {
 type batch struct {
 	c      *connection
 	header *requestHeader
-	data   []byte
-	vector [2]unix.Iovec
-	nodes  []*Node // whose Commit is due
+	vector [2]unix.Iovec // header, and data or lent
+	data   []byte        // our own memory for what follows the header
+	lent   Buffer        // a node's memory for the same; nil if there is none
+	unused int           // requests since lent was of use
+	nodes  []*Node       // whose Commit is due
 }
 
 // result of reading one request.
@@ -188,6 +195,7 @@ const (
 func (c *connection) reader(blocking, draining int) {
 	runtime.LockOSThread()
 	b := &batch{c: c, header: new(requestHeader), data: make([]byte, c.maxWrite+os.Getpagesize())}
+	defer b.dropBuffer()
 	var pin runtime.Pinner
 	pin.Pin(b.header)
 	pin.Pin(&b.data[0])
@@ -250,14 +258,52 @@ func (b *batch) read(fd int, wait bool) readResult {
 		b.c.tree.log.Error("bad request from /dev/fuse", "error", errShortRequest, "bytes", n)
 		return readOther
 	}
+	data := b.data
+	if b.lent != nil {
+		data = b.lent.Bytes()
+	}
 	if (h.Opcode == opRead || h.Opcode == opWrite) && int(n) >= headerSize {
-		if node, taken := b.c.startIO(fd, h, b.data[:int(n)-headerSize]); taken {
+		if node, taken := b.c.startIO(fd, h, data[:int(n)-headerSize], b.lent); taken {
 			b.due(node)
+			b.chooseBuffer(node, int(n)-headerSize)
 			return readIO
 		}
 	}
-	b.dispatch(fd, int(n))
+	b.dispatch(fd, int(n), data)
+	b.chooseBuffer(nil, 0)
 	return readOther
+}
+
+// chooseBuffer decides where the payload of the next request is read to, after one with size bytes of payload went to
+// the node (nil if it went elsewhere): large writes tend to be followed by others to the same node.
+func (b *batch) chooseBuffer(n *Node, size int) {
+	if b.lent != nil {
+		taken := b.lent.Bytes() == nil
+		b.unused++
+		if !taken && b.unused < bufferPatience && size < largeWrite {
+			return
+		}
+		b.dropBuffer()
+	}
+	if size < largeWrite || n.ops.Buffer == nil {
+		return
+	}
+	if lent := n.ops.Buffer(); lent != nil {
+		memory := lent.Bytes()
+		b.lent, b.unused = lent, 0
+		b.vector[1].Base = &memory[0]
+		b.vector[1].SetLen(len(memory))
+	}
+}
+
+// dropBuffer goes back to memory of our own.
+func (b *batch) dropBuffer() {
+	if b.lent != nil {
+		b.lent.Release()
+		b.lent = nil
+		b.vector[1].Base = &b.data[0]
+		b.vector[1].SetLen(len(b.data))
+	}
 }
 
 // due notes that the node has started something.
@@ -285,9 +331,9 @@ func (b *batch) commit(last bool, spin time.Duration) {
 
 // dispatch answers a request through go-fuse. Requests that rawFS answers without calling a node are answered here and
 // now; the others may take any time and get a goroutine and a copy.
-func (b *batch) dispatch(fd, n int) {
+func (b *batch) dispatch(fd, n int, data []byte) {
 	c, h := b.c, b.header
-	in := [][]byte{h.bytes()[:min(n, headerSize)], b.data[:max(0, n-headerSize)]}
+	in := [][]byte{h.bytes()[:min(n, headerSize)], data[:max(0, n-headerSize)]}
 	room := smallReply
 	switch h.Opcode {
 	case opRead, opReaddir:

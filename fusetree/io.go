@@ -22,6 +22,9 @@ type IO struct {
 
 	// Payload is the data of a write. It belongs to the transport and is valid until Start returns.
 	Payload []byte
+	// Buffer, if not nil, is where Payload lies, from the beginning. Some node's Ops.Buffer has lent it; Start may take
+	// it.
+	Buffer Buffer
 
 	conn   *connection
 	fd     int // the reply must go where the request came from
@@ -80,7 +83,7 @@ func (r *IO) Complete(data []byte, n int, err error) {
 
 // startIO hands a READ or WRITE to the node if the node takes it this way. payload is the data of a WRITE. It returns
 // the node whose Commit has to follow, nil if there is none; taken is false when the request must go the slow way.
-func (c *connection) startIO(fd int, in *requestHeader, payload []byte) (n *Node, taken bool) {
+func (c *connection) startIO(fd int, in *requestHeader, payload []byte, buf Buffer) (n *Node, taken bool) {
 	f := c.tree.files.get(in.io.fh)
 	if f == nil || f.Node.ops.Start == nil || f.Node.gone.Load() {
 		return nil, false
@@ -91,9 +94,7 @@ func (c *connection) startIO(fd int, in *requestHeader, payload []byte) (n *Node
 	r.Write = in.Opcode == opWrite
 	if r.Write {
 		r.Flags = WriteFlags(in.io.writeFlags)
-		r.Payload = payload
-	} else {
-		r.Payload = nil
+		r.Payload, r.Buffer = payload, buf
 	}
 	if !f.Node.ops.Start(r) {
 		c.put(r)
@@ -113,7 +114,7 @@ func (c *connection) get() *IO {
 }
 
 func (c *connection) put(r *IO) {
-	r.File, r.Payload = nil, nil
+	r.File, r.Payload, r.Buffer = nil, nil, nil
 	r.vector[1].Base = nil
 	c.free.Put(r)
 	if c.inFlight.Add(-1) == 0 && c.closing.Load() {

@@ -47,6 +47,10 @@ type Ops struct {
 	// wait for anything but its turn. What it began may be held back until Commit.
 	Start func(r *IO) bool
 
+	// Buffer may lend memory into which the payload of a later large write to the node is read; nil if there is none to
+	// spare. Start finds it in IO.Buffer.
+	Buffer func() Buffer
+
 	// Commit follows one or more calls of Start for the node, on the same thread: what was held back must get going. With
 	// spin above 0 the one request in flight is of this node, and Commit may wait so long for its end.
 	Commit func(n *Node, spin time.Duration)
@@ -55,6 +59,15 @@ type Ops struct {
 	// involved, as for the latter two. A Truncate that changes the size calls UpdateSize. Without it the request is
 	// accepted and ignored, and the size stays, as O_TRUNC on a block device does.
 	Truncate func(f *File, size int64) error
+}
+
+// Buffer is memory that a node lends to the transport. All methods are called on the transport's thread.
+type Buffer interface {
+	// Bytes is the memory, at least Options.MaxWrite bytes; nil once a Start has taken it, and then the transport has no
+	// more to do with it.
+	Bytes() []byte
+	// Release gives it back.
+	Release()
 }
 
 // File is one open(2) of a node.

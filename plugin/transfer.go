@@ -28,43 +28,100 @@ type transfer struct {
 
 var transfers = sync.Pool{New: func() any { return new(transfer) }}
 
-// StartRead begins a read of n bytes at byte off; Commit must follow. It may wait while all memory of the handler's
-// channel is in use. It declines, with false, what only ReadAt can do: reads that cross the end of the device, are
-// longer than MaxXfer or not aligned as the handler needs it.
+// StartRead begins a read of n bytes at byte off; Commit must follow. It never waits. It declines, with false, what only
+// ReadAt can do: reads that cross the end of the device, are longer than MaxXfer, not aligned as the handler needs it, or
+// have to wait because all memory of the handler's channel is in use.
 func (d *Device) StartRead(n int, off int64, done Completion) bool {
 	if off < 0 || n > d.maxXfer || (off|int64(n))&(d.alignment-1) != 0 || int64(n) > d.Size()-off || !d.canRead {
 		return false
 	}
-	d.start(shared.OpRead, n, off, nil, done)
-	return true
-}
-
-// StartWrite begins a write of p at byte off, which it has copied when it returns; Commit must follow. It may wait
-// while all memory of the handler's channel is in use. It declines, with false, what only WriteAt can do: as StartRead,
-// and any write that could meet an unaligned one.
-func (d *Device) StartWrite(p []byte, off int64, done Completion) bool {
-	n := len(p)
-	if off < 0 || n > d.maxXfer || int64(n) > d.Size()-off || d.alignment > 1 || d.opts.ReadOnly || !d.canWrite {
+	if !d.gate.enter() {
 		return false
 	}
-	d.start(shared.OpWrite, n, off, p, done)
+	r := d.handler.host.channel.TryGet(shared.OpRead, uint64(n))
+	if r == nil {
+		d.gate.leave()
+		return false
+	}
+	d.start(r, off, done)
 	return true
 }
 
-// start sends what needs no special treatment.
-func (d *Device) start(op shared.Op, n int, off int64, p []byte, done Completion) {
-	if err := d.enter(); err != nil {
-		done.Complete(nil, 0, err)
-		return
+// StartWrite begins a write of p at byte off, which it has copied when it returns; Commit must follow. It never waits. It
+// declines, with false, what only WriteAt can do: as StartRead, and any write that could meet an unaligned one.
+func (d *Device) StartWrite(p []byte, off int64, done Completion) bool {
+	if !d.plainWrite(len(p), off) || !d.gate.enter() {
+		return false
 	}
-	r, err := d.handler.host.channel.Get(op, uint64(n))
-	if err != nil {
-		err = d.requestError(op, n, off, err, StatusHWError)
+	r := d.handler.host.channel.TryGet(shared.OpWrite, uint64(len(p)))
+	if r == nil {
 		d.gate.leave()
-		done.Complete(nil, 0, err)
-		return
+		return false
 	}
 	copy(r.Payload(), p)
+	d.start(r, off, done)
+	return true
+}
+
+// plainWrite reports whether a write can be sent as it is.
+func (d *Device) plainWrite(n int, off int64) bool {
+	return off >= 0 && n <= d.maxXfer && int64(n) <= d.Size()-off && d.alignment == 1 && !d.opts.ReadOnly && d.canWrite
+}
+
+// Landing is memory of a handler's channel for the payload of a write that is yet to come: a large payload that is read
+// into it need not be copied. It belongs to whoever called Device.Landing, and is not for concurrent use.
+type Landing struct {
+	r *shared.Request // nil when the memory was taken or released
+}
+
+// Landing returns memory for shared.MaxPayload bytes, nil if there is none to spare. Release must follow, or a
+// StartLanded that takes it.
+func (d *Device) Landing() *Landing {
+	if !d.gate.enter() {
+		return nil
+	}
+	defer d.gate.leave()
+	if r := d.handler.host.channel.TryGet(shared.OpWrite, shared.MaxPayload); r != nil {
+		return &Landing{r}
+	}
+	return nil
+}
+
+// Bytes is the memory; nil once it was taken or released.
+func (l *Landing) Bytes() []byte {
+	if l.r == nil {
+		return nil
+	}
+	return l.r.Payload()
+}
+
+// Release gives the memory back, if it was not taken. It may be called twice.
+func (l *Landing) Release() {
+	if l.r != nil {
+		l.r.Release()
+		l.r = nil
+	}
+}
+
+// StartLanded is StartWrite of the first n bytes of the landing's memory, which it takes instead of copying it. It also
+// declines, and takes nothing, where the landing is that of another handler.
+func (d *Device) StartLanded(l *Landing, n int, off int64, done Completion) bool {
+	if l.r == nil || n == 0 || !d.plainWrite(n, off) || !d.gate.enter() {
+		return false
+	}
+	if !d.handler.host.channel.Owns(l.r) {
+		d.gate.leave()
+		return false
+	}
+	r := l.r
+	l.r = nil
+	r.Shrink(uint64(n))
+	d.start(r, off, done)
+	return true
+}
+
+// start sends a request. The caller has entered the gate; finishTransfer leaves it.
+func (d *Device) start(r *shared.Request, off int64, done Completion) {
 	t := transfers.Get().(*transfer)
 	t.d, t.done = d, done
 	r.Device, r.Offset, r.User, r.Done = uint32(d.minor), uint64(off), t, finishTransfer

@@ -71,6 +71,18 @@ func (a *arena) alloc(n uint64) (off uint64, ok bool) {
 	return uint64(page) * pageSize, true
 }
 
+// pieceSize is what alloc(n) takes out of the arena, in bytes.
+func pieceSize(n uint64) uint64 { return pageSize << orderFor(n) }
+
+// shrink takes back the end of the piece that alloc(n) placed at off, so that it is as alloc(m) would have made it; m is
+// at least 1 and at most n.
+func (a *arena) shrink(off, n, m uint64) {
+	page := uint32(off / pageSize)
+	for order := orderFor(n); order > orderFor(m); order-- {
+		a.push(page+1<<(order-1), order-1)
+	}
+}
+
 // release takes back the piece that alloc(n) placed at off, and merges it with its free buddies.
 func (a *arena) release(off, n uint64) {
 	page, order := uint32(off/pageSize), orderFor(n)

@@ -36,6 +36,14 @@ func TestArena(t *testing.T) {
 				}
 				owner[p] = id
 			}
+			if rng.IntN(4) == 0 { // give back a part
+				m := 1 + rng.Uint64N(n)
+				a.shrink(off, n, m)
+				for p := (off + m - 1) / pageSize; p < (off+n-1)/pageSize; p++ {
+					owner[p+1] = 0
+				}
+				n = m
+			}
 			live[id] = piece{off, n}
 			continue
 		}

@@ -29,13 +29,14 @@ import (
 // calls on an abandoned channel. Whether the host carried the request out is unknown.
 var ErrPeerGone = errors.New("the process serving this request is gone")
 
-// DefaultMemory is the payload memory of a channel in bytes, where Options do not say.
+// DefaultMemory is how many bytes of payloads may be under way in a channel at a time, where Options do not say.
 const DefaultMemory = 64 << 20
 
 // Options of a channel.
 type Options struct {
-	// Memory is the address space for payloads in bytes, both directions together: a multiple of 2 MiB, DefaultMemory
-	// if 0. It is backed by memory only where it has been used.
+	// Memory bounds the payloads under way, in bytes, both directions together: a multiple of MaxPayload, DefaultMemory
+	// if 0. Requests beyond it wait their turn. Each segment has address space for as much, which is backed by memory
+	// only where it has been used.
 	Memory int64
 	// Fault, if not nil, is told of each violation of the protocol by the host. It must neither block nor call the
 	// channel.
@@ -49,6 +50,7 @@ type Channel struct {
 
 	memMu   sync.Mutex
 	arenas  [2]*arena // by Request.direction
+	room    uint64    // bytes of payload that may still be handed out
 	tags    []uint32  // free tags, last in first out
 	waiters []*waiter // who waits for a tag or for payload memory, in order of arrival
 	closed  bool      // Abandon was called: nothing is handed out any more
@@ -118,15 +120,14 @@ func New(opts Options) (*Channel, error) {
 	if opts.Memory == 0 {
 		opts.Memory = DefaultMemory
 	}
-	if opts.Memory < 2*MaxPayload || opts.Memory%(2*MaxPayload) != 0 {
-		return nil, fmt.Errorf("memory of a channel must be a multiple of %d bytes: %w", 2*MaxPayload, syscall.EINVAL)
+	if opts.Memory < MaxPayload || opts.Memory%MaxPayload != 0 {
+		return nil, fmt.Errorf("memory of a channel must be a multiple of %d bytes: %w", MaxPayload, syscall.EINVAL)
 	}
-	half := opts.Memory / 2
-	submit, err := newSegment("tcmur-submit", half, true)
+	submit, err := newSegment("tcmur-submit", opts.Memory, true)
 	if err != nil {
 		return nil, err
 	}
-	complete, err := newSegment("tcmur-complete", half, false)
+	complete, err := newSegment("tcmur-complete", opts.Memory, false)
 	if err != nil {
 		submit.closeFile()
 		submit.unmap()
@@ -134,7 +135,8 @@ func New(opts Options) (*Channel, error) {
 	}
 	c := &Channel{
 		submit: submit, complete: complete, fault: opts.Fault,
-		arenas: [2]*arena{newArena(half), newArena(half)},
+		arenas: [2]*arena{newArena(opts.Memory), newArena(opts.Memory)},
+		room:   uint64(opts.Memory),
 		reaper: make(chan struct{}),
 	}
 	for t := RingEntries - 1; t >= 0; t-- {
@@ -143,8 +145,8 @@ func New(opts Options) (*Channel, error) {
 	}
 	submit.put32(offMagic, channelMagic)
 	submit.put32(offVersion, channelVersion)
-	submit.put64(offSubmitArenaSize, uint64(half))
-	submit.put64(offCompleteArenaSize, uint64(half))
+	submit.put64(offSubmitArenaSize, uint64(opts.Memory))
+	submit.put64(offCompleteArenaSize, uint64(opts.Memory))
 	go c.completions()
 	return c, nil
 }
@@ -186,6 +188,20 @@ func (c *Channel) Get(op Op, n uint64) (*Request, error) {
 	return nil, ErrPeerGone
 }
 
+// TryGet is Get for callers that must not wait: nil when it would have to, or when the channel was abandoned. n is at
+// most MaxPayload.
+func (c *Channel) TryGet(op Op, n uint64) *Request {
+	c.memMu.Lock()
+	defer c.memMu.Unlock()
+	if c.closed || len(c.waiters) > 0 {
+		return nil
+	}
+	return c.tryGet(op, n)
+}
+
+// Owns reports whether the request is one of this channel's.
+func (c *Channel) Owns(r *Request) bool { return r.ch == c }
+
 // tryGet needs memMu; nil means not now.
 func (c *Channel) tryGet(op Op, n uint64) *Request {
 	if len(c.tags) == 0 {
@@ -194,10 +210,15 @@ func (c *Channel) tryGet(op Op, n uint64) *Request {
 	r := &c.requests[c.tags[len(c.tags)-1]]
 	r.Op = op
 	if op.carriesPayload() && n > 0 {
+		size := pieceSize(n)
+		if size > c.room {
+			return nil
+		}
 		off, ok := c.arenas[r.direction()].alloc(n)
 		if !ok {
 			return nil
 		}
+		c.room -= size
 		r.memOff, r.memLen = off, n
 	}
 	c.tags = c.tags[:len(c.tags)-1]
@@ -231,26 +252,45 @@ func (r *Request) Release() {
 	c.memMu.Lock()
 	if r.memLen > 0 {
 		c.arenas[r.direction()].release(r.memOff, r.memLen)
+		c.room += pieceSize(r.memLen)
 		r.memLen = 0
 	}
 	r.Done, r.User = nil, nil
 	c.tags = append(c.tags, r.tag)
 	c.out--
 	last := c.closing && c.out == 0
+	c.serveWaiters()
+	c.memMu.Unlock()
+	if last {
+		c.free()
+	}
+}
+
+// serveWaiters needs memMu. Who waits longest is served first, even if a later one could be served now: a large request
+// would never find room otherwise.
+func (c *Channel) serveWaiters() {
 	for len(c.waiters) > 0 && !c.closed {
 		w := c.waiters[0]
 		got := c.tryGet(w.op, w.n)
 		if got == nil {
-			break
+			return
 		}
 		c.waiters[0] = nil
 		c.waiters = c.waiters[1:]
 		w.ready <- got
 	}
+}
+
+// Shrink gives back the payload memory beyond the first n bytes, n at least 1, and makes n the length of the request:
+// for payload that turned out shorter than what was asked for. Before Submit only.
+func (r *Request) Shrink(n uint64) {
+	c := r.ch
+	c.memMu.Lock()
+	c.arenas[r.direction()].shrink(r.memOff, r.memLen, n)
+	c.room += pieceSize(r.memLen) - pieceSize(n)
+	r.memLen, r.Length = n, n
+	c.serveWaiters()
 	c.memMu.Unlock()
-	if last {
-		c.free()
-	}
 }
 
 // Submit sends requests to the host with one doorbell for all of them. Each one's Done is called in any case; on an
@@ -481,8 +521,8 @@ func (c *Channel) InFlight() int {
 	return c.out
 }
 
-// Close abandons the channel, ends its completion thread, and frees the memory once the last request is released. May
-// be called more than once.
+// Close abandons the channel, ends its completion thread, and frees the memory. Requests that are not yet released keep
+// their address space; what their payloads held is gone. May be called more than once.
 func (c *Channel) Close() {
 	c.Abandon()
 	if c.stopping.Swap(true) {
@@ -502,6 +542,10 @@ func (c *Channel) Close() {
 	c.memMu.Lock()
 	c.closing = true
 	last := c.out == 0
+	if !last {
+		c.submit.forget()
+		c.complete.forget()
+	}
 	c.memMu.Unlock()
 	if last {
 		c.free()

@@ -71,7 +71,7 @@ func (m *memory) serve(p *peer, n int) {
 func TestConcurrentRoundTrips(t *testing.T) {
 	t.Parallel()
 	const clients, region, rounds = 64, 256 << 10, 60
-	c := newChannel(t, Options{Memory: 4 * MaxPayload}) // small: requests have to wait for memory
+	c := newChannel(t, Options{Memory: 2 * MaxPayload}) // small: requests have to wait for memory
 	p := newPeer(t, c)
 	(&memory{data: make([]byte, clients*region)}).serve(p, 4)
 	var wg sync.WaitGroup
@@ -117,7 +117,7 @@ func TestErrors(t *testing.T) {
 		errno uint32
 		want  error
 	}{{0, nil}, {uint32(syscall.ENOSPC), syscall.ENOSPC}, {4096, syscall.EIO}, {1 << 31, syscall.EIO}} {
-		c := newChannel(t, Options{Memory: 2 * MaxPayload})
+		c := newChannel(t, Options{Memory: MaxPayload})
 		newPeer(t, c).serve(1, func(submission) uint32 { return tt.errno })
 		r, err := c.Get(OpFlush, 0)
 		if err != nil {
@@ -135,7 +135,7 @@ func TestErrors(t *testing.T) {
 // order.
 func TestGetWaitsItsTurn(t *testing.T) {
 	t.Parallel()
-	c := newChannel(t, Options{Memory: 4 * MaxPayload})
+	c := newChannel(t, Options{Memory: 2 * MaxPayload})
 	newPeer(t, c)
 	first, _ := c.Get(OpWrite, MaxPayload)
 	second, _ := c.Get(OpWrite, MaxPayload/2)
@@ -177,7 +177,7 @@ func TestGetWaitsItsTurn(t *testing.T) {
 // submitted later.
 func TestAbandon(t *testing.T) {
 	t.Parallel()
-	c := newChannel(t, Options{Memory: 2 * MaxPayload})
+	c := newChannel(t, Options{Memory: MaxPayload})
 	p := newPeer(t, c)
 	results := make(chan error, 2)
 	inFlight, _ := c.Get(OpWrite, MaxPayload)
@@ -219,7 +219,7 @@ func TestAbandon(t *testing.T) {
 // TestAbandonCountsPostedCompletions: what the host completed before it died was done.
 func TestAbandonCountsPostedCompletions(t *testing.T) {
 	t.Parallel()
-	c := newChannel(t, Options{Memory: 2 * MaxPayload})
+	c := newChannel(t, Options{Memory: MaxPayload})
 	p := newPeer(t, c)
 	c.reapMu.Lock() // the completion thread cannot get at it
 	r, _ := c.Get(OpFlush, 0)
@@ -242,7 +242,7 @@ func TestAbandonCountsPostedCompletions(t *testing.T) {
 // TestSegmentsAreSealed tries what a hostile host could try with the descriptors it was given.
 func TestSegmentsAreSealed(t *testing.T) {
 	t.Parallel()
-	c := newChannel(t, Options{Memory: 2 * MaxPayload})
+	c := newChannel(t, Options{Memory: MaxPayload})
 	defer c.Close()
 	submit, complete := c.Files()
 	for _, f := range []*os.File{submit, complete} {
@@ -303,6 +303,9 @@ func TestCloseFreesEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+	if n := count(); n != before {
+		t.Errorf("%d mappings and descriptors are held by a request that is not released", n-before)
+	}
 	r.Payload()[9] = 1 // still ours
 	r.Release()
 	c.Close()
@@ -315,7 +318,7 @@ func TestCloseFreesEverything(t *testing.T) {
 func TestHostileCompletions(t *testing.T) {
 	t.Parallel()
 	var faults atomic.Int32
-	c := newChannel(t, Options{Memory: 2 * MaxPayload, Fault: func(error) { faults.Add(1) }})
+	c := newChannel(t, Options{Memory: MaxPayload, Fault: func(error) { faults.Add(1) }})
 	p := newPeer(t, c)
 	r, _ := c.Get(OpFlush, 0)
 	var dones atomic.Int32
@@ -351,7 +354,7 @@ func FuzzCompletions(f *testing.F) {
 	f.Add(uint16(64), []byte{1, 2, 3, 4})
 	f.Add(uint16(0), bytes.Repeat([]byte{0xff}, 30000))
 	f.Fuzz(func(t *testing.T, at uint16, scribble []byte) {
-		c := newChannel(t, Options{Memory: 2 * MaxPayload})
+		c := newChannel(t, Options{Memory: MaxPayload})
 		p := newPeer(t, c)
 		const n = 8
 		var ended [n]atomic.Int32
@@ -385,7 +388,7 @@ func FuzzCompletions(f *testing.F) {
 // change from one to the other.
 func TestSpin(t *testing.T) {
 	t.Parallel()
-	c := newChannel(t, Options{Memory: 2 * MaxPayload})
+	c := newChannel(t, Options{Memory: MaxPayload})
 	p := newPeer(t, c)
 	slow := make(chan struct{})
 	p.serve(2, func(s submission) uint32 {

@@ -13,6 +13,10 @@ import (
 // deviceMode is the mode of device nodes: like block devices, they are not for everybody to read.
 const deviceMode = 0o660
 
+// largeWrite is from how many bytes on a payload that already lies in the channel's memory stays where it is: a page-sized
+// one would keep a megabyte from others until it is cut off.
+const largeWrite = 64 << 10
+
 // device is what the node of a device needs of plugin.Device; that is where the methods' contracts are written down.
 type device interface {
 	Name() string
@@ -25,6 +29,8 @@ type device interface {
 	WriteAt(p []byte, off int64) (int, error)
 	StartRead(n int, off int64, done plugin.Completion) bool
 	StartWrite(p []byte, off int64, done plugin.Completion) bool
+	Landing() *plugin.Landing
+	StartLanded(landing *plugin.Landing, n int, off int64, done plugin.Completion) bool
 	Commit(spin time.Duration)
 	Flush() error
 }
@@ -42,6 +48,7 @@ func (n *deviceNode) ops() *fusetree.Ops {
 		Open:    n.open,
 		Release: n.release,
 		Start:   n.start,
+		Buffer:  n.buffer,
 		Commit:  n.commit,
 		Read:    n.read,
 		Write:   n.write,
@@ -77,7 +84,19 @@ func (n *deviceNode) start(r *fusetree.IO) bool {
 	if r.File.DirectIO && r.Flags.DSync() {
 		return false // a flush has to follow
 	}
+	if landing, ok := r.Buffer.(*plugin.Landing); ok && len(r.Payload) >= largeWrite &&
+		n.device.StartLanded(landing, len(r.Payload), r.Offset, r) {
+		return true
+	}
 	return n.device.StartWrite(r.Payload, r.Offset, r)
+}
+
+// buffer lends memory of the device's channel for the next large write.
+func (n *deviceNode) buffer() fusetree.Buffer {
+	if landing := n.device.Landing(); landing != nil {
+		return landing
+	}
+	return nil
 }
 
 func (n *deviceNode) commit(_ *fusetree.Node, spin time.Duration) { n.device.Commit(spin) }

@@ -220,7 +220,8 @@ func TestE2ECommands(t *testing.T) {
 	}
 
 	// Forms of commands: case, abbreviation, blanks, comments, several in one write, numbers in C's three bases.
-	out := f.must("# a comment\n\n  LOAD\tfile   # another\r\nAd 0x0a /ram/@/1M\nADD 011 max_xfer=64k /ram/@/2M\nEcho  a  #b\n")
+	out := f.must("# a comment\n\n  LOAD\tfile   # another\r\nAd 0x0a /ram/@/1M\n" +
+		"ADD 011 max_xfer=64k /ram/@/2M\nEcho  a  #b\n")
 	for _, path := range []string{"/sys/modules/file", "/dev/ram010", "/dev/ram009"} {
 		if !exists(path) {
 			t.Errorf("%s is missing", path)
@@ -321,7 +322,7 @@ func (f *front) treeIsFixed() {
 	}
 }
 
-// TestE2ESeedExamples types what the announcement and its man page show, and nothing else: no flags but the mount point.
+// TestE2ESeedExamples types what the announcement and its man page show. There are no flags but the mount point.
 func TestE2ESeedExamples(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, 60*time.Second)

@@ -43,7 +43,7 @@ func pattern(n int, seed byte) []byte {
 	return p
 }
 
-// TestE2ETwoHandlers uses two handlers at once, moves data from one to the other, and unloads one under the other's feet.
+// TestE2ETwoHandlers uses two handlers at once and moves data from one to the other.
 func TestE2ETwoHandlers(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, 60*time.Second)

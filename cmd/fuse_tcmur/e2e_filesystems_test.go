@@ -5,8 +5,8 @@ package main_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -56,7 +56,11 @@ type fileSystem struct {
 // on it, copy a source tree there, compare, check, remove the device and look at what is left in its backing file.
 func TestE2EFileSystems(t *testing.T) {
 	sources := []string{"net", "runtime"}
-	root := filepath.Join(runtime.GOROOT(), "src")
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(strings.TrimSpace(string(goroot)), "src")
 	for _, fs := range []fileSystem{
 		{"ext4", []string{"mkfs.ext4", "-q", "-F"}, []string{"e2fsck", "-fn"}},
 		{"xfs", []string{"mkfs.xfs", "-q", "-f"}, []string{"xfs_repair", "-f", "-n"}},

@@ -112,7 +112,9 @@ func TestE2EFlush(t *testing.T) {
 		{"O_DIRECT and fdatasync", unix.O_DIRECT, then(unix.Fdatasync)},
 		{"mmap and msync", 0, mmapAndSync},
 		{"fsync of another descriptor", 0, func(file *os.File, off, n int) error {
-			return errors.Join(write(file, off, n), r.open(r.device, os.O_RDONLY).Sync())
+			other := r.open(r.device, os.O_RDONLY)
+			defer other.Close()
+			return errors.Join(write(file, off, n), other.Sync())
 		}},
 	} {
 		// Pieces of pages, whole pages, and more than one request to the server holds.
@@ -124,7 +126,6 @@ func TestE2EFlush(t *testing.T) {
 				t.Errorf("%s: %v", tt.name, err)
 			}
 			lines := r.news()
-			t.Logf("%s of %d bytes: %v", tt.name, n, lines)
 			r.wantFlushed(lines, off, n)
 			file.Close()
 		}
@@ -204,7 +205,6 @@ func TestE2EFlushOfLoopDevice(t *testing.T) {
 			}
 			b.run("dd", args...)
 			lines := r.news()
-			t.Logf("loop device with direct I/O %s, dd %s: %v", directIO, open, lines)
 			r.wantFlushed(lines, off, 4096)
 		}
 		b.run("losetup", "-d", loop)

@@ -122,7 +122,7 @@ func (b *bed) cleanUp() {
 	os.RemoveAll(b.sockets)
 }
 
-// takeDown removes by force, in the order that lets nothing hang: users of the mounts lose them, then the processes end.
+// takeDown removes everything by force, in the order that lets nothing hang.
 func (b *bed) takeDown() {
 	for _, mount := range b.mountsBelow(b.mounts) {
 		// MNT_FORCE ends the connection of a FUSE mount and with it every request; other mounts ignore it.
@@ -256,8 +256,8 @@ func (b *bed) run(name string, args ...string) string {
 	return out
 }
 
-// shell runs a script as a user would type it; $M is the mount point and $W the directory that it is in. It returns what
-// was printed and the exit status.
+// shell runs a script as a user would type it; $M is the mount point and $W the directory that it is in. It returns
+// what was printed and the exit status.
 func (b *bed) shell(f *front, script string) (string, int) {
 	b.Helper()
 	cmd := b.command("bash", "-c", script)
