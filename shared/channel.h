@@ -23,8 +23,8 @@
 
 #define TCMUR_CHANNEL_MAGIC 0x524d4354u /* "TCMR" */
 #define TCMUR_CHANNEL_VERSION 1u
-#define TCMUR_RING_ENTRIES 512u       /* entries of each ring; also the most requests that can be in flight */
-#define TCMUR_MAX_PAYLOAD (1u << 20)  /* bytes; the most that one request may carry */
+#define TCMUR_RING_ENTRIES 512u        /* entries of each ring; also the most requests that can be in flight */
+#define TCMUR_MAX_PAYLOAD (1u << 20)   /* bytes; the most that one request may carry */
 #define TCMUR_ARENA_OFFSET (64u << 10) /* start of the payload arena in either segment */
 
 enum tcmur_op {
@@ -60,14 +60,14 @@ struct tcmur_cqe {
 
 /* Head of the submit segment. Written by the front. */
 struct tcmur_submit {
-	uint32_t magic;                 /*   0: TCMUR_CHANNEL_MAGIC */
-	uint32_t version;               /*   4: TCMUR_CHANNEL_VERSION */
-	uint64_t submit_arena_size;     /*   8: bytes */
-	uint64_t complete_arena_size;   /*  16: bytes */
+	uint32_t magic;               /*   0: TCMUR_CHANNEL_MAGIC */
+	uint32_t version;             /*   4: TCMUR_CHANNEL_VERSION */
+	uint64_t submit_arena_size;   /*   8: bytes */
+	uint64_t complete_arena_size; /*  16: bytes */
 	uint8_t pad0[40];
-	_Atomic uint32_t sq_bell;       /*  64: futex: changed by the front before it wakes sleeping workers */
+	_Atomic uint32_t sq_bell; /*  64: futex: changed by the front before it wakes sleeping workers */
 	uint8_t pad1[60];
-	_Atomic uint32_t cq_waiting;    /* 128: futex waiter flag: 1 while the front sleeps, or is about to, on cq_bell */
+	_Atomic uint32_t cq_waiting; /* 128: futex waiter flag: 1 while the front sleeps, or is about to, on cq_bell */
 	uint8_t pad2[4096 - 132];
 	struct tcmur_sqe sq[TCMUR_RING_ENTRIES]; /* 4096 */
 };
@@ -75,11 +75,11 @@ struct tcmur_submit {
 /* Head of the complete segment. Written by the host. */
 struct tcmur_complete {
 	uint8_t pad0[64];
-	_Atomic uint32_t cq_bell;       /*  64: futex: changed by the host before it wakes the front */
+	_Atomic uint32_t cq_bell; /*  64: futex: changed by the host before it wakes the front */
 	uint8_t pad1[60];
-	_Atomic uint32_t sq_sleepers;   /* 128: workers asleep, or about to be, on sq_bell */
+	_Atomic uint32_t sq_sleepers; /* 128: workers asleep, or about to be, on sq_bell */
 	uint8_t pad2[60];
-	uint8_t robust[64];             /* 192: reserved for a robust mutex that a host thread holds for life */
+	uint8_t robust[64]; /* 192: reserved for a robust mutex that a host thread holds for life */
 	uint8_t pad3[4096 - 256];
 	struct tcmur_cqe cq[TCMUR_RING_ENTRIES]; /* 4096 */
 };

@@ -6,6 +6,8 @@ import (
 	"debug/elf"
 	"strings"
 	"testing"
+
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
 )
 
 // required are the 51 functions that handlers of tcmu-runner 1.5.0 to 1.6.2 import between them.
@@ -45,6 +47,24 @@ func ofGo(name string) bool {
 		}
 	}
 	return name == "main" || name == "fatalf" || name == "data_start"
+}
+
+// TestHelpers has a handler try the functions that it gets. It returns the number of the line that does not hold.
+func TestHelpers(t *testing.T) {
+	f := startHost(t)
+	f.mustLoad(buildHandler(t, "helpers.c"), "helpers")
+	open := f.mustOpen(&hostpb.OpenRequest{Config: "helpers/x", Size: 1000000, BlockSize: 4096})
+	if open.GetSize() != 204800 || open.GetBlockSize() != 2048 || !open.GetWriteCache() || open.GetRotational() ||
+		open.GetCanFlush() || open.GetCanUnmap() || !open.GetCanZero() {
+		t.Errorf("open reply is %v", open)
+	}
+	if err := f.do(sqe{op: opFlush}); err != nil {
+		t.Errorf("flush without a flush callout: %v", err)
+	}
+	f.awaitLog("m is Invalid cross-device link")
+	if strings.Contains(f.log.String(), "not shown") {
+		t.Error("a debug message was logged")
+	}
 }
 
 // TestExports compares the dynamic symbols of the binary with what handlers may and must find there: a name too few

@@ -169,6 +169,7 @@ func startHost(t testing.TB, args ...string) *front {
 		os.NewFile(uintptr(pair[1]), "liveness"),
 	}
 	f.cmd.ExtraFiles = files
+	f.cmd.Env = append(os.Environ(), "TMPDIR="+t.TempDir()) // where go-plugin leaves the socket of a host that died
 	f.client = goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  control.Handshake,
 		Plugins:          goplugin.PluginSet{control.Name: &control.Plugin{}},

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -40,21 +41,24 @@ func thresholds(level hostpb.LogLevel) (int, hclog.Level) {
 }
 
 // startHandlerLog connects the handler's logging functions to logger.
-func startHandlerLog(logger hclog.Logger) error {
+func startHandlerLog(logger hclog.Logger) (*tap, error) {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return fmt.Errorf("make a pipe for the handler's log: %w", err)
+		return nil, fmt.Errorf("make a pipe for the handler's log: %w", err)
 	}
 	_, _ = unix.FcntlInt(uintptr(pipe[1]), unix.F_SETPIPE_SZ, logPipeSize) // best effort
 	setLogOutput(pipe[1])
-	go func() {
-		if err := passOnRecords(os.NewFile(uintptr(pipe[0]), "handler log"), logger); err != nil {
+	read := func() {
+		if err := passOnRecords(os.NewFile(uintptr(pipe[0]), "handler log"), logger); !errors.Is(err, io.EOF) {
 			// A handler that writes to descriptors that are not its own can do this. I/O does not depend on it.
 			logger.Error("the handler's log is broken and not shown any more", "error", err)
 			setLogOutput(-1)
 		}
-	}()
-	return nil
+	}
+	return newTap(read, func() {
+		setLogOutput(-1)
+		unix.Close(pipe[1])
+	}), nil
 }
 
 // record is struct log_record and its texts.
@@ -65,7 +69,7 @@ type record struct {
 	device, func_, text string
 }
 
-// readRecord reads one; io.EOF is an error like all others, as the other end is never closed.
+// readRecord reads one.
 func readRecord(in io.Reader) (record, error) {
 	var head [logRecordSize]byte
 	if _, err := io.ReadFull(in, head[:]); err != nil {
@@ -86,7 +90,7 @@ func readRecord(in io.Reader) (record, error) {
 	}, nil
 }
 
-// passOnRecords logs what the C side writes, until that cannot be understood any more.
+// passOnRecords logs what the C side writes, until that ends (io.EOF) or cannot be understood any more.
 func passOnRecords(from io.Reader, logger hclog.Logger) error {
 	in := bufio.NewReaderSize(from, 64<<10)
 	for {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -24,38 +25,68 @@ const (
 // captureOutput makes pipes of the descriptors 1 and 2, so that what a handler (or a library of its) prints reaches
 // neither the front's protocol nor its log unformatted, and never blocks the handler. What arrives is logged, line by
 // line. Descriptor 0 becomes /dev/null.
-func captureOutput(logger hclog.Logger) error {
-	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func captureOutput(logger hclog.Logger) (*tap, error) {
+	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", os.DevNull, err)
+		return nil, fmt.Errorf("open %s: %w", os.DevNull, err)
 	}
-	defer unix.Close(null)
 	if err := unix.Dup3(null, 0, 0); err != nil {
-		return fmt.Errorf("replace standard input: %w", err)
+		return nil, fmt.Errorf("replace standard input: %w", err)
 	}
 	var readers [2]int
+	var ended sync.WaitGroup
 	for i, stream := range []struct {
 		fd   int
 		name string
 	}{{1, "stdout"}, {2, "stderr"}} {
 		var pipe [2]int
 		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
-			return fmt.Errorf("make a pipe for %s: %w", stream.name, err)
+			return nil, fmt.Errorf("make a pipe for %s: %w", stream.name, err)
 		}
 		// Only this end: the handler's has to behave like an ordinary stream.
 		if err := unix.SetNonblock(pipe[0], true); err != nil {
-			return fmt.Errorf("make a pipe for %s: %w", stream.name, err)
+			return nil, fmt.Errorf("make a pipe for %s: %w", stream.name, err)
 		}
 		_, _ = unix.FcntlInt(uintptr(pipe[1]), unix.F_SETPIPE_SZ, outputPipeSize) // best effort
 		if err := unix.Dup3(pipe[1], stream.fd, 0); err != nil {
-			return fmt.Errorf("replace %s: %w", stream.name, err)
+			return nil, fmt.Errorf("replace %s: %w", stream.name, err)
 		}
 		unix.Close(pipe[1])
 		readers[i] = pipe[0]
-		go logOutput(os.NewFile(uintptr(pipe[0]), stream.name), logger.With("stream", stream.name))
+		ended.Go(func() {
+			logOutput(os.NewFile(uintptr(pipe[0]), stream.name), logger.With("stream", stream.name))
+		})
 	}
 	setCrashOutput(readers[0], readers[1])
-	return nil
+	return newTap(ended.Wait, func() {
+		_ = unix.Dup3(null, 1, 0)
+		_ = unix.Dup3(null, 2, 0)
+	}), nil
+}
+
+// tap is something that goroutines drain into the log.
+type tap struct {
+	close   func()        // ends the supply; may be called twice
+	drained chan struct{} // closed when all of it has been logged
+}
+
+func newTap(wait, closeSupply func()) *tap {
+	t := &tap{close: sync.OnceFunc(closeSupply), drained: make(chan struct{})}
+	go func() {
+		wait()
+		close(t.drained)
+	}()
+	return t
+}
+
+// drain ends the supply and waits until the rest has been logged, or until late is closed: a grandchild may hold on to
+// a pipe for ever.
+func (t *tap) drain(late <-chan struct{}) {
+	t.close()
+	select {
+	case <-t.drained:
+	case <-late:
+	}
 }
 
 // logOutput logs what comes out of a pipe until the process ends. It always goes on reading, however little it logs.

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
 )
 
@@ -251,6 +252,17 @@ func TestMisbehaviour(t *testing.T) {
 		wantErrno(t, f.close(callCtx(t), 0), syscall.ENODEV)
 		f.awaitLog("closing; at most")
 	})
+}
+
+// TestDeathInOpen: the control thread's callouts are reported as well.
+func TestDeathInOpen(t *testing.T) {
+	f := startHost(t)
+	f.mustLoad(buildHandler(t, "behave.c"), "sync")
+	_, err := f.open(&hostpb.OpenRequest{Config: "sync/die-in-open", Size: 4096})
+	if !errors.Is(err, control.ErrHostGone) {
+		t.Errorf("got %v, want %v", err, control.ErrHostGone)
+	}
+	f.awaitLog("handler died of SIGSEGV in open(device test000)")
 }
 
 // TestDeath looks at what is left when a handler takes the process down: the reason in the log, the signal in the exit

@@ -94,6 +94,8 @@ func run(args []string) int {
 		logger.Warn("the front is gone: closing all devices")
 		// Whatever hangs, in a handler or on the way to one: an orphan does not stay.
 		time.AfterFunc(orphanCloseTimeout+time.Second, func() { os.Exit(exitFailed) })
+		// The front has made this directory for the control socket and would have removed it.
+		_ = os.RemoveAll(os.Getenv(goplugin.EnvUnixSocketDir))
 		os.Exit(srv.shutdown(orphanCloseTimeout))
 	}()
 	goplugin.Serve(&goplugin.ServeConfig{

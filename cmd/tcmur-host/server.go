@@ -19,6 +19,9 @@ import (
 // replyTime is kept back from a call's deadline, so that the caller hears what went wrong and not just that it is late.
 const replyTime = 50 * time.Millisecond
 
+// drainTime is how long the end of the process waits for the handler's last words to be logged.
+const drainTime = 200 * time.Millisecond
+
 // server is the control protocol's host side. Calls may come at any time, from several goroutines.
 type server struct {
 	hostpb.UnimplementedHostServer
@@ -30,6 +33,7 @@ type server struct {
 	quirks  quirks
 	devices map[uint32]*device // those that are open, or being opened
 	ending  bool               // shutdown has begun
+	taps    []*tap             // what the handler says; nil until a Load has begun
 }
 
 // device is an open device.
@@ -64,12 +68,17 @@ func (s *server) load(req *hostpb.LoadRequest) (*hostpb.LoadReply, error) {
 		subtype = "?"
 	}
 	logger := s.logger.With("handler", subtype)
-	if err := captureOutput(logger); err != nil {
+	output, err := captureOutput(logger)
+	if err != nil {
 		return nil, err
 	}
-	if err := startHandlerLog(logger); err != nil {
+	messages, err := startHandlerLog(logger)
+	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	s.taps = []*tap{output, messages}
+	s.mu.Unlock()
 	h, err := loadHandler(req.GetPath(), req.GetSubtype(), req.GetAbi())
 	if err != nil {
 		return nil, err
@@ -228,6 +237,20 @@ func (s *server) close(ctx context.Context, index uint32) error {
 // shutdown closes all devices, all at once, and returns the exit status of the process. It may be called twice, also at
 // the same time.
 func (s *server) shutdown(timeout time.Duration) int {
+	status := s.closeAll(timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	s.mu.Lock()
+	taps := s.taps
+	s.mu.Unlock()
+	for _, t := range taps {
+		t.drain(ctx.Done())
+	}
+	return status
+}
+
+// closeAll closes all devices and has the handler clean up, within timeout.
+func (s *server) closeAll(timeout time.Duration) int {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout+replyTime)
 	defer cancel()
 	s.mu.Lock()

@@ -29,7 +29,15 @@
 
 #include "tcmu-runner.h"
 
-enum op { OP_CHECK, OP_OPEN, OP_CLOSE, OP_READ, OP_WRITE, OP_FLUSH, OPS };
+enum op {
+	OP_CHECK,
+	OP_OPEN,
+	OP_CLOSE,
+	OP_READ,
+	OP_WRITE,
+	OP_FLUSH,
+	OPS
+};
 
 static const char *const op_names[OPS] = { "check", "open", "close", "read", "write", "flush" };
 

@@ -5,6 +5,7 @@
  * Compile with -DASYNC for an asynchronous one (subtype "async" instead of "sync"). Words in the configuration string:
  *   noisy     prints 3000 long lines to stdout and stderr in open
  *   refuse    open fails with -ENXIO and logs why
+ *   die-in-open  open writes to address 0
  *   crash     a read at 4096 writes to address 0
  *   abort     a read at 4096 prints and aborts
  *   exit      a read at 4096 calls exit(3)
@@ -78,6 +79,12 @@ static void *completer(void *arg)
 	return NULL;
 }
 
+static void *fault(void *arg)
+{
+	*(volatile char *)arg = 1;
+	return NULL;
+}
+
 /* How every callout ends. */
 static int end(struct tcmu_device *dev, struct tcmur_cmd *cmd, int sts)
 {
@@ -119,6 +126,8 @@ static int open_(struct tcmu_device *dev, bool reopen)
 		tcmu_err(NULL, "and no other\n");
 		return -ENXIO;
 	}
+	if (is(dev, "die-in-open"))
+		fault(NULL);
 	if (is(dev, "noisy")) {
 		static char line[3000];
 
@@ -171,12 +180,6 @@ static void leave(struct state *s)
 	pthread_mutex_lock(&s->lock);
 	s->running--;
 	pthread_mutex_unlock(&s->lock);
-}
-
-static void *fault(void *arg)
-{
-	*(volatile char *)arg = 1;
-	return NULL;
 }
 
 static void misbehave(struct tcmu_device *dev)
