@@ -47,7 +47,7 @@
 // # Files
 //
 // tree.go and node.go are the API for the tree, ops.go that for the files' operations; raw.go translates FUSE requests
-// into both and knows nothing of how requests arrive; connection.go reads them from /dev/fuse and io.go is the fast path
-// of reads and writes (Ops.Start); notify.go tells the kernel what to forget; run.go and mount.go mount, serve and
+// into both and knows nothing of how requests arrive; connection.go reads them from /dev/fuse and io.go is the fast
+// path of reads and writes (Ops.Start); notify.go tells the kernel what to forget; run.go and mount.go mount, serve and
 // unmount.
 package fusetree

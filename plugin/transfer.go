@@ -28,9 +28,9 @@ type transfer struct {
 
 var transfers = sync.Pool{New: func() any { return new(transfer) }}
 
-// StartRead begins a read of n bytes at byte off; Commit must follow. It never waits. It declines, with false, what only
-// ReadAt can do: reads that cross the end of the device, are longer than MaxXfer, not aligned as the handler needs it, or
-// have to wait because all memory of the handler's channel is in use.
+// StartRead begins a read of n bytes at byte off; Commit must follow. It never waits. It declines, with false, what
+// only ReadAt can do: reads that cross the end of the device, are longer than MaxXfer, not aligned as the handler needs
+// it, or have to wait because all memory of the handler's channel is in use.
 func (d *Device) StartRead(n int, off int64, done Completion) bool {
 	if off < 0 || n > d.maxXfer || (off|int64(n))&(d.alignment-1) != 0 || int64(n) > d.Size()-off || !d.canRead {
 		return false
@@ -47,8 +47,8 @@ func (d *Device) StartRead(n int, off int64, done Completion) bool {
 	return true
 }
 
-// StartWrite begins a write of p at byte off, which it has copied when it returns; Commit must follow. It never waits. It
-// declines, with false, what only WriteAt can do: as StartRead, and any write that could meet an unaligned one.
+// StartWrite begins a write of p at byte off, which it has copied when it returns; Commit must follow. It never waits.
+// It declines, with false, what only WriteAt can do: as StartRead, and any write that could meet an unaligned one.
 func (d *Device) StartWrite(p []byte, off int64, done Completion) bool {
 	if !d.plainWrite(len(p), off) || !d.gate.enter() {
 		return false

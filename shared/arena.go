@@ -74,8 +74,8 @@ func (a *arena) alloc(n uint64) (off uint64, ok bool) {
 // pieceSize is what alloc(n) takes out of the arena, in bytes.
 func pieceSize(n uint64) uint64 { return pageSize << orderFor(n) }
 
-// shrink takes back the end of the piece that alloc(n) placed at off, so that it is as alloc(m) would have made it; m is
-// at least 1 and at most n.
+// shrink takes back the end of the piece that alloc(n) placed at off, so that it is as alloc(m) would have made it; m
+// is at least 1 and at most n.
 func (a *arena) shrink(off, n, m uint64) {
 	page := uint32(off / pageSize)
 	for order := orderFor(n); order > orderFor(m); order-- {

@@ -22,9 +22,8 @@ import (
 const (
 	// maxWrite is the most bytes the kernel sends in one WRITE request.
 	maxWrite = 1 << 20
-	// maxBackground is how many asynchronous requests the kernel keeps under way, for all devices together: one whose handler
-	// hangs must not keep the others from theirs. The kernel's default of 12 throttles deep
-	// queues.
+	// maxBackground is how many asynchronous requests the kernel keeps under way, for all devices together: one whose
+	// handler hangs must not keep the others from theirs. The kernel's default of 12 throttles deep queues.
 	maxBackground = 4096
 	// mountTimeout bounds the wait for the mount to appear.
 	mountTimeout = 10 * time.Second
