@@ -336,7 +336,6 @@ func (c *Channel) publish(r *Request) {
 		panic("shared: request longer than its payload memory")
 	}
 	gen := r.gen.Add(1)
-	r.inflight.Store(true)
 	s, base := c.submit, ringOffset+int(c.sqTail%RingEntries)*sqeSize
 	s.put32(base+sqeTag, r.tag)
 	s.put32(base+sqeGen, gen)
@@ -345,6 +344,9 @@ func (c *Channel) publish(r *Request) {
 	s.put64(base+sqeOffset, r.Offset)
 	s.put64(base+sqeLength, r.Length)
 	s.put64(base+sqePayload, r.memOff)
+	// Not earlier: whoever takes the completion learns by this that the fields above have been read and are free to
+	// change. What orders the two otherwise goes through the host, out of the sight of Go's memory model.
+	r.inflight.Store(true)
 	c.sqTail++
 	s.store64(base+sqeSeq, c.sqTail)
 }
