@@ -15,8 +15,8 @@ var colours = map[string]string{
 
 // Sizes in the chart, in pixels.
 const (
-	chartWidth = 900
-	labelWidth = 300
+	chartWidth = 950
+	labelWidth = 350
 	barHeight  = 9
 	groupGap   = 12
 	headHeight = 96
@@ -25,8 +25,8 @@ const (
 	maxSpeed = 3.0
 )
 
-// chart draws how fast each peer is at each workload, as a multiple of the peer base, as SVG. Time counts as its inverse:
-// longer bars are faster everywhere.
+// chart draws how fast each peer is at each workload, as a multiple of the peer base, as SVG. Time counts as its
+// inverse: longer bars are faster everywhere.
 func chart(r *results, base string) string {
 	var body strings.Builder
 	y := headHeight

@@ -88,8 +88,10 @@ func measureDelay(ctx context.Context, b *bed, s *server, opts *options) ([]dela
 				file: s.direct, size: b.size, timeout: opts.runtime + time.Minute, unblock: s.unblock,
 				options: random("randread", fioOptions{
 					"ioengine": "io_uring", "iodepth": strconv.Itoa(depth), "time_based": "1",
-					// Whole delays, and enough of them that the last, which reaches beyond the end, weighs little.
-					"runtime": fmt.Sprintf("%dms", max(opts.runtime, 40*handlerDelay).Milliseconds()),
+					// It takes a while until all are under way.
+					"ramp_time": fmt.Sprintf("%dms", (10 * handlerDelay).Milliseconds()),
+					// Enough delays that the last, which reaches beyond the end, weighs little.
+					"runtime": fmt.Sprintf("%dms", max(opts.runtime, 60*handlerDelay).Milliseconds()),
 				}),
 			})
 			if err != nil {

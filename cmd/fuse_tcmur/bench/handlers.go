@@ -13,13 +13,15 @@ import (
 // handlerPrefix is where fuse_tcmur finds the handlers that are built here, with --handler-prefix.
 func (b *bed) handlerPrefix() string { return filepath.Join(b.dir, "handler_") }
 
-var handlerFlags = []string{"gcc", "-std=gnu11", "-O2", "-fPIC", "-shared", "-pthread"}
+// gcc is a command that compiles for a handler.
+func gcc(more ...string) []string {
+	return append([]string{"gcc", "-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-o", "OUT"}, more...)
+}
 
 // buildFault builds the handler of the tests that can be slow.
 func (b *bed) buildFault(ctx context.Context) error {
-	argv := append(handlerFlags[:len(handlerFlags):len(handlerFlags)], "-I"+filepath.Join(b.root, "plugin/handlers"),
-		"-o", "OUT", filepath.Join(b.root, "plugin/testdata/fault.c"))
-	_, err := b.build(ctx, "handler_fault.so", argv...)
+	_, err := b.build(ctx, "handler_fault.so", gcc("-fvisibility=default", "-shared",
+		"-I"+filepath.Join(b.root, "plugin/handlers"), filepath.Join(b.root, "plugin/testdata/fault.c"))...)
 	return err
 }
 
@@ -39,9 +41,8 @@ func (b *bed) buildRams(ctx context.Context, count int) ([]string, error) {
 	for _, name := range []string{"memory", "backing", "config", "fd_io", "pattern"} {
 		others = append(others, filepath.Join(sources, name+".c"))
 	}
-	compile := append(handlerFlags[:len(handlerFlags):len(handlerFlags)], "-fvisibility=hidden", "-I"+sources, "-o", "OUT")
 	// One object of all that is the same in each.
-	same, err := b.build(ctx, "same.o", append(append(compile, "-r", "-nostdlib"), others...)...)
+	same, err := b.build(ctx, "same.o", append(gcc("-r", "-nostdlib"), others...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -53,8 +54,8 @@ func (b *bed) buildRams(ctx context.Context, count int) ([]string, error) {
 		if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
 			return nil, err
 		}
-		argv := append(compile[:len(compile):len(compile)], source, same)
-		if _, err := b.build(ctx, "handler_"+subtype+".so", argv...); err != nil {
+		_, err := b.build(ctx, "handler_"+subtype+".so", gcc("-shared", "-I"+sources, source, same)...)
+		if err != nil {
 			return nil, err
 		}
 		subtypes = append(subtypes, subtype)

@@ -33,7 +33,8 @@ func attachLoop(ctx context.Context, file string, direct bool, unblock func()) (
 	return device, nil
 }
 
-// detachLoop takes the loop device away and returns when it has let go of its file. It does so even if ctx is cancelled.
+// detachLoop takes the loop device away and returns when it has let go of its file. It does so even if ctx is
+// cancelled.
 func detachLoop(ctx context.Context, device string, unblock func()) error {
 	ctx = context.WithoutCancel(ctx)
 	_, _, err := command{

@@ -34,7 +34,7 @@ func thisMachine() machine {
 	}
 	var info unix.Sysinfo_t
 	if unix.Sysinfo(&info) == nil {
-		m.MemoryMiB = uint64(info.Totalram) * uint64(info.Unit) >> 20
+		m.MemoryMiB = info.Totalram * uint64(info.Unit) >> 20
 	}
 	if cpuinfo, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(cpuinfo)) {

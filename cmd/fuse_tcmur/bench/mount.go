@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The benchmark itself never opens what a server under test serves: a process that does may wait for a server that hangs,
-// and nothing could end it. Programs that can be killed do it.
+// The benchmark itself does no I/O on what a server under test serves: it could come to wait for a server that hangs.
+// Programs that can be killed do it. (The one exception is server.command, which has a watchdog.)
 
 // mounted reports whether something is mounted on dir, without asking what is mounted.
 func mounted(dir string) bool {

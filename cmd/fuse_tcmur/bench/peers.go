@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -179,13 +178,11 @@ func (s *server) control() string { return s.device("tcmur") }
 
 // startOurs has one device, or two if direct and cached I/O want different options.
 func startOurs(ctx context.Context, b *bed, s *server) error {
-	add := func(minor int, options string) string {
-		return strings.Join(strings.Fields(fmt.Sprintf("add %d %s size=%d /ram/@", minor, options, b.size)), " ")
-	}
-	commands := []string{"load ram", add(0, b.addDirect)}
+	commands := []string{"load ram", fmt.Sprintf("add 0 %s size=%d /ram/@", b.addDirect, b.size)}
 	files := []string{"ram000"}
 	if b.addCached != b.addDirect {
-		commands = append(commands, add(1, b.addCached))
+		// Another configuration string, since the same one is the same device.
+		commands = append(commands, fmt.Sprintf("add 1 %s /ram/@/%d", b.addCached, b.size))
 		files = append(files, "ram001")
 	}
 	if err := s.runOurs(ctx, b, files, commands, b.oursFlags...); err != nil {

@@ -11,8 +11,8 @@ import (
 func report(r *results) string {
 	var b strings.Builder
 	m := r.Machine
-	fmt.Fprintf(&b, "%s, %d CPUs (%s), %d MiB, FUSE over io_uring %s, %s, %s\n", m.Kernel, m.CPUs, m.Processor, m.MemoryMiB,
-		orDash(m.FuseURing), m.Go, m.Time.Format("2006-01-02 15:04 MST"))
+	fmt.Fprintf(&b, "%s, %d CPUs (%s), %d MiB, FUSE over io_uring %s, %s, %s\n", m.Kernel, m.CPUs, m.Processor,
+		m.MemoryMiB, orDash(m.FuseURing), m.Go, m.Time.Format("2006-01-02 15:04 MST"))
 	fmt.Fprintf(&b, "Medians of %d interleaved rounds of %g s, devices of %d MiB. Spread is (max-min)/median.\n",
 		r.Rounds, r.Runtime, r.SizeMiB)
 	for _, note := range r.Notes {
@@ -44,8 +44,8 @@ func report(r *results) string {
 func workloadTable(w workloadResult) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s)\n", w.Title, w.Name)
-	fmt.Fprintf(&b, "  %-8s %9s %7s %8s %8s %10s   %-9s %-13s %-9s %s\n", "", w.Unit, "spread", "p50 us", "p99 us",
-		"CPU s/100k", "ours/peer", "", "its CPU", "")
+	fmt.Fprintf(&b, "  %-8s %9s %7s %8s %8s %10s   %-9s %-13s %s\n", "", w.Unit, "spread", "p50 us", "p99 us",
+		"CPU s/100k", "ours/peer", "", "in CPU")
 	own := w.find(ours)
 	for _, p := range w.Peers {
 		if len(p.Samples) == 0 {

@@ -58,11 +58,11 @@ func (c *comparison) run(ctx context.Context) (*results, error) {
 	return r, errors.Join(errs...)
 }
 
-// runWorkload runs one workload, one run on each peer after the other, and that again for each round. Who begins changes
-// from round to round.
+// runWorkload runs one workload, one run on each peer after the other, and that again for each round. Who begins
+// changes from round to round.
 func (c *comparison) runWorkload(ctx context.Context, w workload) workloadResult {
-	fmt.Fprintf(c.progress, "%-20s", w.name)
-	defer fmt.Fprintln(c.progress)
+	c.say("%-20s", w.name)
+	defer c.say("\n")
 	var running []peer
 	for _, p := range c.peers {
 		if w.fits(p) && c.server(ctx, p) != nil {
@@ -94,7 +94,7 @@ func (c *comparison) runWorkload(ctx context.Context, w workload) workloadResult
 				samples[p.name] = append(samples[p.name], result)
 			}
 		}
-		fmt.Fprint(c.progress, ".")
+		c.say(".")
 	}
 	result := workloadResult{Name: w.name, Title: w.title, Unit: w.unit}
 	for _, p := range running {
@@ -124,7 +124,7 @@ func (c *comparison) server(ctx context.Context, p peer) *server {
 func (c *comparison) dismiss(ctx context.Context, s *server, w workload, err error) {
 	if ctx.Err() == nil {
 		if ended := s.ended(); ended != nil {
-			err = errors.Join(err, ended)
+			err = ended // what else failed is a consequence
 		}
 		c.fail("%s on %s: %v", w.name, s.peer.name, err)
 	}
@@ -136,7 +136,12 @@ func (c *comparison) dismiss(ctx context.Context, s *server, w workload, err err
 
 func (c *comparison) fail(format string, args ...any) {
 	c.failures = append(c.failures, fmt.Sprintf(format, args...))
-	fmt.Fprintln(c.progress, "\nFAILED:", c.failures[len(c.failures)-1])
+	c.say("\nFAILED: %s\n", c.failures[len(c.failures)-1])
+}
+
+// say reports progress. That nobody can read it is no reason to stop.
+func (c *comparison) say(format string, args ...any) {
+	_, _ = fmt.Fprintf(c.progress, format, args...)
 }
 
 // memory is what a server needs besides its device's contents, if it has processes.

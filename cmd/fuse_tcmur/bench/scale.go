@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -112,7 +113,7 @@ func (s *scaleSetup) start(ctx context.Context, b *bed, subtypes []string) (err 
 			fmt.Fprintf(&script, "load %s\n", subtype)
 		}
 		for i := range s.Devices {
-			fmt.Fprintf(&script, "add %d %s size=%d /%s/@\n", i, b.addDirect, scaleSize, subtypes[i%s.Hosts])
+			fmt.Fprintln(&script, scaleAdd(b, i, subtypes[i%s.Hosts]))
 		}
 		commands := server.dir + "/commands"
 		if err := os.WriteFile(commands, []byte(script.String()), 0o600); err != nil {
@@ -134,9 +135,15 @@ func (s *scaleSetup) start(ctx context.Context, b *bed, subtypes []string) (err 
 	return nil
 }
 
+// scaleAdd is the command that adds a device. No two have the same configuration string: that is one device.
+func scaleAdd(b *bed, minor int, subtype string) string {
+	return fmt.Sprintf("add %d %s /%s/@/%d", minor, b.addDirect, subtype, scaleSize+minor*4096)
+}
+
 // measure adds the throughput of a round: the same eight jobs on one device, and on as many as can be.
 func (s *scaleSetup) measure(ctx context.Context, runtime time.Duration) error {
-	for _, busy := range []int{1, min(s.Devices, scaleBusy)} {
+	most := min(s.Devices, scaleBusy)
+	for _, busy := range slices.Compact([]int{1, most}) {
 		run := fioRun{
 			size: scaleSize, timeout: runtime + time.Minute, unblock: s.server.unblock,
 			options: random("randread", fioOptions{"time_based": "1", "runtime": fmt.Sprintf("%dms", runtime.Milliseconds())}),
@@ -152,7 +159,7 @@ func (s *scaleSetup) measure(ctx context.Context, runtime time.Duration) error {
 		if busy == 1 {
 			s.one = append(s.one, r.IOPS)
 		}
-		if busy == min(s.Devices, scaleBusy) {
+		if busy == most {
 			s.all = append(s.all, r.IOPS)
 		}
 	}
@@ -214,7 +221,7 @@ func commandCosts(ctx context.Context, b *bed, subtypes []string) (_ []cost, err
 		loads = append(loads, took.Seconds()*1e3)
 	}
 	for i := range idleDevices {
-		took, err := s.command(ctx, fmt.Sprintf("add %d %s size=%d /%s/@", i, b.addDirect, scaleSize, subtypes[0]))
+		took, err := s.command(ctx, scaleAdd(b, i, subtypes[0]))
 		if err != nil {
 			return nil, err
 		}
@@ -254,20 +261,22 @@ func (s *server) command(ctx context.Context, text string) (time.Duration, error
 // scaleReport is the figures as text for people.
 func scaleReport(results []scaleResult, costs []cost) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "4k random reads, %d jobs; with nothing to do for %v; memory of front and hosts\n", scaleBusy, idleTime)
+	fmt.Fprintf(&b, "4k random reads, %d jobs; with nothing to do for %v; memory of front and hosts\n", scaleBusy,
+		idleTime)
 	fmt.Fprintf(&b, "%5s %8s %16s %8s %16s %8s %14s %8s\n", "hosts", "devices", "IOPS, one busy", "spread",
 		fmt.Sprintf("IOPS, up to %d", scaleBusy), "spread", "idle, % core", "MiB")
 	for _, r := range results {
 		line := fmt.Sprintf("%5d %8d %16s %7.0f%% %16s %7.0f%% %14.3f %8.0f", r.Hosts, r.Devices, figure(r.OneBusy),
 			100*r.OneBusySpread, figure(r.AllBusy), 100*r.AllBusySpread, 100*r.IdleCores, r.MiB)
 		if r.Devices == idleDevices {
-			line += fmt.Sprintf("   idle <= %.1f%% %s", 100*idleLimit, map[bool]string{true: "ok", false: "MISS"}[r.IdleCores <= idleLimit])
+			line += fmt.Sprintf("   idle <= %.1f%% %s", 100*idleLimit,
+				map[bool]string{true: "ok", false: "MISS"}[r.IdleCores <= idleLimit])
 		}
 		b.WriteString(line + "\n")
 	}
 	for _, c := range costs {
-		fmt.Fprintf(&b, "%-5s %8.2f ms with few present, %8.2f ms with up to %d: %.2f\n", c.Command, c.First, c.Last, c.Present,
-			ratio(c.Last, c.First))
+		fmt.Fprintf(&b, "%-5s %8.2f ms with few present, %8.2f ms with up to %d: ratio %.2f\n", c.Command, c.First, c.Last,
+			c.Present, ratio(c.Last, c.First))
 	}
 	return b.String()
 }

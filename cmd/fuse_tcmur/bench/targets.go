@@ -26,9 +26,11 @@ func cpuAtMost(limit float64) target { return target{metric: cpu, limit: limit, 
 
 // targets is what we want, by workload and peer.
 var targets = map[string]map[string][]target{
-	"randread-qd16":     {gofuse: {atLeast(1)}, nbdfuse: {atLeast(5)}, libfuse: {atLeast(0.65)}},
-	"randwrite-qd16":    {gofuse: {atLeast(1)}, nbdfuse: {atLeast(5)}, libfuse: {atLeast(0.65)}},
-	"randread-4jobs":    {gofuse: {atLeast(1), cpuAtMost(1.3)}, nbdfuse: {atLeast(4), cpuAtMost(0.35)}, libfuse: {atLeast(0.65)}},
+	"randread-qd16":  {gofuse: {atLeast(1)}, nbdfuse: {atLeast(5)}, libfuse: {atLeast(0.65)}},
+	"randwrite-qd16": {gofuse: {atLeast(1)}, nbdfuse: {atLeast(5)}, libfuse: {atLeast(0.65)}},
+	"randread-4jobs": {
+		gofuse: {atLeast(1), cpuAtMost(1.3)}, nbdfuse: {atLeast(4), cpuAtMost(0.35)}, libfuse: {atLeast(0.65)},
+	},
 	"randread-qd1":      {gofuse: {atLeast(1)}, nbdfuse: {atLeast(2.5)}, libfuse: {atLeast(0.9)}},
 	"read-128k":         {gofuse: {atLeast(1.1)}, nbdfuse: {atLeast(1.8)}},
 	"read-1m":           {gofuse: {atLeast(0.9)}, nbdfuse: {atLeast(1.6)}},

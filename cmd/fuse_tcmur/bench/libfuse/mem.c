@@ -21,7 +21,11 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-enum { ROOT = FUSE_ROOT_ID, DIRECT, CACHED };
+enum {
+	ROOT = FUSE_ROOT_ID,
+	DIRECT,
+	CACHED
+};
 
 #define MAX_WRITE (1u << 20)
 #define MAX_BACKGROUND 256
