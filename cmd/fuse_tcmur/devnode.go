@@ -69,6 +69,9 @@ func (n *deviceNode) open(file *fusetree.File) error {
 	}
 	// Only this server changes the device, and only at the kernel's request: what the kernel has cached stays true.
 	file.KeepCache = true
+	// Past the page cache there is nothing that the kernel's lock on the file would have to order: without it, direct
+	// writes run side by side.
+	file.DirectIO = file.Flags&syscall.O_DIRECT != 0
 	return nil
 }
 
