@@ -170,7 +170,7 @@ func TestUnmountAtAnyTime(t *testing.T) {
 	t.Parallel()
 	for i := range 30 {
 		s := newServed(t, Options{})
-		go func() { s.run <- s.Run() }()
+		s.background(t)
 		if i%3 != 0 {
 			select {
 			case <-s.Mounted():

@@ -5,8 +5,6 @@ package fusetree
 import (
 	"errors"
 	"fmt"
-	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,13 +15,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The connection is this package's own transport: it reads requests from /dev/fuse and writes the replies. READ and
-// WRITE to nodes that want it so (Ops.Start) go to the node straight from the reader thread, in batches, and are
-// answered by whoever completes them. Everything else is go-fuse's ProtocolServer's to parse and rawFS's to answer.
-//
-// Each reader thread blocks on one descriptor and then drains a second, non-blocking one: both are clones of the one
-// that was mounted. A request must be answered on the descriptor that it was read from. All of them are kept open for
-// the life of the connection, together with the INIT request: that is what a successor process would need.
+// The connection is what the transports have in common. READ and WRITE to nodes that want it so (Ops.Start) go to the
+// node straight from the thread that a request arrives on, in batches, and are answered by whoever completes them.
+// Everything else is go-fuse's ProtocolServer's to parse and rawFS's to answer.
+
+// transport is the way of requests from the kernel to a tree, and of the replies back.
+type transport interface {
+	notifier
+	// serve answers requests until the connection ends, and returns when everything that was under way is over.
+	serve()
+	// close ends the connection, if it has not ended, and must be called once. Neither serve nor a message to the kernel
+	// may be under way.
+	close()
+}
+
+var (
+	_ transport = (*deviceTransport)(nil)
+	_ transport = (*uringTransport)(nil)
+)
 
 // Operation codes of FUSE requests that the connection treats by itself.
 const (
@@ -44,20 +53,11 @@ const (
 )
 
 const (
-	// readers is the number of reader threads. Two keep the requests of two processors flowing; more only wake each other.
-	readers = 2
-	// maxBatch is how many requests a reader takes before it sees to it that they are being worked on.
+	// maxBatch is how many requests a thread takes before it sees to it that they are being worked on.
 	maxBatch = 32
-	// largeWrite is the size in bytes from which on a payload is worth a buffer of the node's own: copying less costs less
-	// than the buffer's book-keeping.
-	largeWrite = 64 << 10
-	// bufferPatience is after how many requests that had no use for it a node's buffer is given back.
-	bufferPatience = 64
-	// spinLimit is how long a reader waits for the only request in flight before it goes to sleep: about as long as waking
+	// spinLimit is how long a thread waits for the only request in flight before it goes to sleep: about as long as waking
 	// a thread twice takes.
 	spinLimit = 20 * time.Microsecond
-	// devIocClone is FUSE_DEV_IOC_CLONE.
-	devIocClone = 0x8004e500
 	// smallReply is enough room for any reply but those to READ, READDIR and the like, which say how much they need.
 	smallReply = 8192
 )
@@ -66,8 +66,8 @@ type connection struct {
 	tree     *Tree
 	protocol *fuse.ProtocolServer
 	maxWrite int
-	fds      []int  // the mounted descriptor first; then a blocking clone per further reader, and a draining one for each
-	init     []byte // the INIT request, for a successor
+	fd       int    // of /dev/fuse, the one that was mounted
+	init     []byte // the INIT request; together with the descriptors it is what a successor process would need
 
 	slow     sync.WaitGroup // requests that have a goroutine of their own
 	free     sync.Pool      // of *IO
@@ -77,72 +77,110 @@ type connection struct {
 	idle     chan struct{} // closed when closing is set and inFlight is 0
 }
 
-// newConnection takes over a descriptor of /dev/fuse that has been mounted, and exchanges INIT with the kernel.
-func newConnection(t *Tree, fd int, opts *fuse.MountOptions) (*connection, error) {
-	c := &connection{
-		tree: t, protocol: fuse.NewProtocolServer(&rawFS{t}, opts), maxWrite: opts.MaxWrite, fds: []int{fd},
-		idle: make(chan struct{}),
+// newTransport takes over a descriptor of /dev/fuse that has been mounted, and exchanges INIT with the kernel.
+func newTransport(t *Tree, fd int, opts *fuse.MountOptions) (transport, error) {
+	c := &connection{tree: t, maxWrite: opts.MaxWrite, fd: fd, idle: make(chan struct{})}
+	var rings *ringSet
+	err := c.readInit()
+	if err == nil {
+		rings, err = c.wantedRings()
 	}
-	if err := c.handshake(); err != nil {
+	if err == nil {
+		if rings != nil {
+			opts.ExtraCapabilities |= fuse.CAP_OVER_IO_URING
+		}
+		c.protocol = fuse.NewProtocolServer(&rawFS{t}, opts)
+		if err = c.answer(fd, [][]byte{c.init}, smallReply); err != nil {
+			err = fmt.Errorf("FUSE handshake: %w", err)
+		}
+	}
+	if err == nil && rings != nil {
+		rings, err = c.agreedRings(rings)
+	}
+	readers := maxReaders
+	if rings != nil {
+		readers = 1 // there will be little to do
+	}
+	var device *deviceReaders
+	if err == nil {
+		device, err = newDeviceReaders(c, readers)
+	}
+	switch {
+	case err != nil:
+		if rings != nil {
+			rings.close()
+		}
 		c.close()
-		return nil, fmt.Errorf("FUSE handshake: %w", err)
+		return nil, err
+	case rings != nil:
+		return &uringTransport{c, device, rings}, nil
 	}
-	for i := 1; i < 2*readers; i++ {
-		flags := 0
-		if i >= readers {
-			flags = unix.O_NONBLOCK
-		}
-		clone, err := cloneDescriptor(fd, flags)
-		if err != nil {
-			c.close()
-			return nil, fmt.Errorf("clone the FUSE connection: %w", err)
-		}
-		c.fds = append(c.fds, clone)
-	}
-	return c, nil
+	return &deviceTransport{c, device}, nil
 }
 
-// handshake answers the kernel's first request.
-func (c *connection) handshake() error {
+// readInit receives the kernel's first request.
+func (c *connection) readInit() error {
 	buf := make([]byte, max(headerSize+c.maxWrite, smallReply))
-	var n int
-	var err error
-	for {
-		n, err = unix.Read(c.fds[0], buf)
-		if err == nil {
-			break
-		}
-		if errno := syscall.Errno(0); !errors.As(err, &errno) || !retryable(errno) {
-			return err
-		}
+	n, err := unix.Read(c.fd, buf)
+	for errno := syscall.Errno(0); err != nil && errors.As(err, &errno) && retryable(errno); {
+		n, err = unix.Read(c.fd, buf)
+	}
+	if err != nil {
+		return fmt.Errorf("FUSE handshake: %w", err)
 	}
 	c.init = append([]byte(nil), buf[:n]...)
-	if n < inHeaderSize || (*fuse.InHeader)(unsafe.Pointer(&buf[0])).Opcode != opInit {
-		return errShortRequest
+	if n < int(unsafe.Offsetof(fuse.InitIn{}.Flags2)) || (*fuse.InHeader)(unsafe.Pointer(&buf[0])).Opcode != opInit {
+		return fmt.Errorf("FUSE handshake: %w", errShortRequest)
 	}
-	return c.answer(c.fds[0], [][]byte{c.init}, smallReply)
+	return nil
 }
 
-func cloneDescriptor(fd, flags int) (int, error) {
-	clone, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|flags, 0)
+// initFlags is what the kernel can do.
+func (c *connection) initFlags() uint64 {
+	in := fuse.InitIn{}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&in)), unsafe.Sizeof(in)), c.init)
+	return in.Flags64()
+}
+
+// retryable tells which errors of a read from /dev/fuse are no reason to stop: a signal, or a request that was taken
+// back between its announcement and the read.
+func retryable(errno syscall.Errno) bool {
+	return errno == unix.EINTR || errno == unix.ENOENT || errno == unix.EAGAIN
+}
+
+// wantedRings prepares the rings if requests are to arrive over io_uring; nil if not.
+func (c *connection) wantedRings() (*ringSet, error) {
+	mode := c.tree.opts.IOUring
+	if mode == "" || mode == IOUringOff {
+		return nil, nil
+	}
+	rings, err := newRingSet(c)
 	if err != nil {
-		return -1, err
+		return nil, c.withoutRings(err)
 	}
-	if err := unix.IoctlSetPointerInt(clone, devIocClone, fd); err != nil {
-		_ = unix.Close(clone)
-		return -1, err
-	}
-	return clone, nil
+	return rings, nil
 }
 
-// serve answers requests until the connection ends, and returns when everything that was under way is over. close must
-// follow.
-func (c *connection) serve() {
-	var threads sync.WaitGroup
-	for i := range readers {
-		threads.Go(func() { c.reader(c.fds[i], c.fds[readers+i]) })
+// agreedRings puts the rings to use, and returns nil if the connection has to go on without.
+func (c *connection) agreedRings(rings *ringSet) (*ringSet, error) {
+	if err := rings.register(); err != nil {
+		rings.close()
+		return nil, c.withoutRings(err)
 	}
-	threads.Wait()
+	return rings, nil
+}
+
+// withoutRings decides whether the lack of rings is an error.
+func (c *connection) withoutRings(reason error) error {
+	if c.tree.opts.IOUring == IOUringOn {
+		return fmt.Errorf("FUSE over io_uring is not possible: %w", reason)
+	}
+	c.tree.log.Debug("no FUSE over io_uring, reading from /dev/fuse", "reason", reason)
+	return nil
+}
+
+// drain waits until everything that was under way is over, when no more requests come.
+func (c *connection) drain() {
 	c.closing.Store(true)
 	if c.inFlight.Load() == 0 {
 		c.signalIdle()
@@ -162,205 +200,64 @@ func (c *connection) signalIdle() {
 	}
 }
 
-// close ends the connection. Neither serve nor a message to the kernel may be under way.
-func (c *connection) close() {
-	for _, fd := range c.fds {
-		_ = unix.Close(fd)
-	}
-	c.fds = nil
-}
+func (c *connection) close() { _ = unix.Close(c.fd) }
 
-// batch is what one reader thread has read and started since it last slept.
-type batch struct {
-	c      *connection
-	header *requestHeader
-	vector [2]unix.Iovec // header, and data or lent
-	data   []byte        // our own memory for what follows the header
-	lent   Buffer        // a node's memory for the same; nil if there is none
-	unused int           // requests since lent was of use
-	nodes  []*Node       // whose Commit is due
-}
+// dueNodes is the nodes whose Commit is due on a thread.
+type dueNodes []*Node
 
-// result of reading one request.
-type readResult int
-
-const (
-	readNothing readResult = iota // there was none
-	readOther                     // it was dealt with
-	readIO                        // a node has started it
-	readEnd                       // the connection is over
-)
-
-// reader is one reader thread.
-func (c *connection) reader(blocking, draining int) {
-	runtime.LockOSThread()
-	b := &batch{c: c, header: new(requestHeader), data: make([]byte, c.maxWrite+os.Getpagesize())}
-	defer b.dropBuffer()
-	var pin runtime.Pinner
-	pin.Pin(b.header)
-	pin.Pin(&b.data[0])
-	defer pin.Unpin()
-	b.vector[0].Base = (*byte)(unsafe.Pointer(b.header))
-	b.vector[0].SetLen(headerSize)
-	b.vector[1].Base = &b.data[0]
-	b.vector[1].SetLen(len(b.data))
-	for {
-		switch b.read(blocking, true) {
-		case readEnd:
-			return
-		case readIO:
-		default:
-			continue
-		}
-		// The first request is on its way at once; the others of the batch share a doorbell.
-		b.commit(false, 0)
-		ended := false
-		for range maxBatch {
-			r := b.read(draining, false)
-			if ended = r == readEnd; ended || r == readNothing {
-				break
-			}
-		}
-		var spin time.Duration
-		if c.inFlight.Load() == 1 {
-			spin = spinLimit
-		}
-		b.commit(true, spin)
-		if ended {
-			return
-		}
-	}
-}
-
-// read reads one request and deals with it. Only a read that may wait goes through the scheduler.
-func (b *batch) read(fd int, wait bool) readResult {
-	var n uintptr
-	var errno syscall.Errno
-	if wait {
-		n, _, errno = unix.Syscall(unix.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(&b.vector[0])), 2)
-	} else {
-		n, _, errno = unix.RawSyscall(unix.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(&b.vector[0])), 2)
-	}
-	switch {
-	case errno == 0:
-	case errno == unix.EAGAIN:
-		return readNothing
-	case retryable(errno):
-		return readOther
-	default:
-		if errno != unix.ENODEV && errno != unix.ECONNABORTED {
-			b.c.tree.log.Error("reading from /dev/fuse failed, the mount ends", "error", errno)
-		}
-		return readEnd
-	}
-	h := b.header
-	if int(n) < inHeaderSize || uint64(n) != uint64(h.Length) {
-		b.c.tree.log.Error("bad request from /dev/fuse", "error", errShortRequest, "bytes", n)
-		return readOther
-	}
-	data := b.data
-	if b.lent != nil {
-		data = b.lent.Bytes()
-	}
-	if (h.Opcode == opRead || h.Opcode == opWrite) && int(n) >= headerSize {
-		if node, taken := b.c.startIO(fd, h, data[:int(n)-headerSize], b.lent); taken {
-			b.due(node)
-			b.chooseBuffer(node, int(n)-headerSize)
-			return readIO
-		}
-	}
-	b.dispatch(fd, int(n), data)
-	b.chooseBuffer(nil, 0)
-	return readOther
-}
-
-// chooseBuffer decides where the payload of the next request is read to, after one with size bytes of payload went to
-// the node (nil if it went elsewhere): large writes tend to be followed by others to the same node.
-func (b *batch) chooseBuffer(n *Node, size int) {
-	if b.lent != nil {
-		taken := b.lent.Bytes() == nil
-		b.unused++
-		if !taken && b.unused < bufferPatience && size < largeWrite {
-			return
-		}
-		b.dropBuffer()
-	}
-	if size < largeWrite || n.ops.Buffer == nil {
-		return
-	}
-	if lent := n.ops.Buffer(); lent != nil {
-		memory := lent.Bytes()
-		b.lent, b.unused = lent, 0
-		b.vector[1].Base = &memory[0]
-		b.vector[1].SetLen(len(memory))
-	}
-}
-
-// dropBuffer goes back to memory of our own.
-func (b *batch) dropBuffer() {
-	if b.lent != nil {
-		b.lent.Release()
-		b.lent = nil
-		b.vector[1].Base = &b.data[0]
-		b.vector[1].SetLen(len(b.data))
-	}
-}
-
-// due notes that the node has started something.
-func (b *batch) due(n *Node) {
-	for _, have := range b.nodes {
+// add notes that the node has started something.
+func (d *dueNodes) add(n *Node) {
+	for _, have := range *d {
 		if have == n {
 			return
 		}
 	}
-	b.nodes = append(b.nodes, n)
+	*d = append(*d, n)
 }
 
 // commit tells the nodes to get going with what they were given; with last set, no more comes for now.
-func (b *batch) commit(last bool, spin time.Duration) {
-	for _, n := range b.nodes {
+func (d *dueNodes) commit(last bool, spin time.Duration) {
+	for _, n := range *d {
 		if n.ops.Commit != nil {
 			n.ops.Commit(n, spin)
 		}
 	}
 	if last {
-		clear(b.nodes)
-		b.nodes = b.nodes[:0]
+		clear(*d)
+		*d = (*d)[:0]
 	}
 }
 
-// dispatch answers a request through go-fuse. Requests that rawFS answers without calling a node are answered here and
-// now; the others may take any time and get a goroutine and a copy.
-func (b *batch) dispatch(fd, n int, data []byte) {
-	c, h := b.c, b.header
-	in := [][]byte{h.bytes()[:min(n, headerSize)], data[:max(0, n-headerSize)]}
-	room := smallReply
-	switch h.Opcode {
-	case opRead, opReaddir:
-		room += int(h.io.size)
-	}
-	switch h.Opcode {
+// answersAtOnce tells which requests rawFS answers without calling a node, so that the thread they arrive on can wait
+// for the reply. The others may take any time and need a goroutine.
+func answersAtOnce(opcode uint32) bool {
+	switch opcode {
 	case opLookup, opForget, opBatchForget, opGetattr, opStatfs, opFlush, opOpendir, opReaddir, opReleasedir, opAccess,
 		opInterrupt:
-		_ = c.answer(fd, in, room)
-		return
+		return true
 	}
-	whole := append(append(make([]byte, 0, n), in[0]...), in[1]...)
-	c.slow.Go(func() { _ = c.answer(fd, [][]byte{whole}, room) })
+	return false
 }
 
-// answer has a request answered by go-fuse and rawFS, and sends the reply, of at most room bytes, if there is one.
-func (c *connection) answer(fd int, in [][]byte, room int) error {
-	out := make([]byte, room)
-	n, status := c.protocol.HandleRequest(in, [][]byte{out})
+// handle has a request answered by go-fuse and rawFS. It returns the size of the reply that is now in out, 0 if there is
+// to be none.
+func (c *connection) handle(in, out [][]byte) int {
+	n, status := c.protocol.HandleRequest(in, out)
 	if !status.Ok() {
 		// It could not be parsed; somebody waits for an answer all the same.
 		h := (*fuse.InHeader)(unsafe.Pointer(&in[0][0]))
-		*(*fuse.OutHeader)(unsafe.Pointer(&out[0])) = fuse.OutHeader{
+		*(*fuse.OutHeader)(unsafe.Pointer(&out[0][0])) = fuse.OutHeader{
 			Length: uint32(outHeaderSize), Status: -int32(status), Unique: h.Unique,
 		}
 		n = outHeaderSize
 	}
+	return n
+}
+
+// answer handles a request and sends the reply, of at most room bytes, through a descriptor of /dev/fuse.
+func (c *connection) answer(fd int, in [][]byte, room int) error {
+	out := make([]byte, room)
+	n := c.handle(in, [][]byte{out})
 	if n == 0 {
 		return nil
 	}
@@ -379,7 +276,7 @@ const (
 func (c *connection) notify(code int32, body []byte) fuse.Status {
 	out := make([]byte, outHeaderSize, outHeaderSize+len(body))
 	*(*fuse.OutHeader)(unsafe.Pointer(&out[0])) = fuse.OutHeader{Length: uint32(outHeaderSize + len(body)), Status: code}
-	_, err := unix.Write(c.fds[0], append(out, body...))
+	_, err := unix.Write(c.fd, append(out, body...))
 	return fuse.ToStatus(err)
 }
 

@@ -5,7 +5,6 @@ package fusetree
 import (
 	"errors"
 	"io"
-	"syscall"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -27,11 +26,17 @@ type IO struct {
 	Buffer Buffer
 
 	conn   *connection
-	fd     int // the reply must go where the request came from
+	origin origin
 	unique uint64
 	// What the reply is gathered from; here, and not on a stack, so that it costs no allocation.
 	header replyHeader
 	vector [2]unix.Iovec
+}
+
+// origin is where a request came from, and where its reply must go.
+type origin interface {
+	// reply sends r.header, whose Length does not yet count the data, with the data of a read. r has been completed.
+	reply(r *IO, data []byte)
 }
 
 // replyHeader begins every reply, with the body of a reply to WRITE.
@@ -39,9 +44,6 @@ type replyHeader struct {
 	fuse.OutHeader
 	written fuse.WriteOut
 }
-
-// longReply is the size from which on the kernel's copying of a reply takes so long that the scheduler should know.
-const longReply = 64 << 10
 
 // Complete ends the request with the error, or with data for a read and a count n for a write. It must be called
 // exactly once, from any goroutine; data may be reused when it returns, and the IO must not be touched any more. How
@@ -63,37 +65,25 @@ func (r *IO) Complete(data []byte, n int, err error) {
 		h.Length = uint32(unsafe.Sizeof(*h))
 		data = nil
 	}
-	r.vector[0].Base = (*byte)(unsafe.Pointer(h))
-	r.vector[0].SetLen(int(h.Length))
-	parts := 1
-	if len(data) > 0 {
-		h.Length += uint32(len(data))
-		r.vector[1].Base = unsafe.SliceData(data)
-		r.vector[1].SetLen(len(data))
-		parts = 2
-	}
-	// An error means that nobody waits for the reply any more.
-	if len(data) < longReply {
-		_, _, _ = unix.RawSyscall(unix.SYS_WRITEV, uintptr(r.fd), uintptr(unsafe.Pointer(&r.vector[0])), uintptr(parts))
-	} else {
-		_, _, _ = unix.Syscall(unix.SYS_WRITEV, uintptr(r.fd), uintptr(unsafe.Pointer(&r.vector[0])), uintptr(parts))
-	}
+	r.origin.reply(r, data)
 	c.put(r)
 }
 
 // startIO hands a READ or WRITE to the node if the node takes it this way. payload is the data of a WRITE. It returns
 // the node whose Commit has to follow, nil if there is none; taken is false when the request must go the slow way.
-func (c *connection) startIO(fd int, in *requestHeader, payload []byte, buf Buffer) (n *Node, taken bool) {
-	f := c.tree.files.get(in.io.fh)
+func (c *connection) startIO(
+	from origin, in *fuse.InHeader, arg *ioArgument, payload []byte, buf Buffer,
+) (n *Node, taken bool) {
+	f := c.tree.files.get(arg.fh)
 	if f == nil || f.Node.ops.Start == nil || f.Node.gone.Load() {
 		return nil, false
 	}
 	r := c.get()
-	r.File, r.fd, r.unique = f, fd, in.Unique
-	r.Offset, r.Size = int64(in.io.offset), int(in.io.size)
+	r.File, r.origin, r.unique = f, from, in.Unique
+	r.Offset, r.Size = int64(arg.offset), int(arg.size)
 	r.Write = in.Opcode == opWrite
 	if r.Write {
-		r.Flags = WriteFlags(in.io.writeFlags)
+		r.Flags = WriteFlags(arg.writeFlags)
 		r.Payload, r.Buffer = payload, buf
 	}
 	if !f.Node.ops.Start(r) {
@@ -114,7 +104,7 @@ func (c *connection) get() *IO {
 }
 
 func (c *connection) put(r *IO) {
-	r.File, r.Payload, r.Buffer = nil, nil, nil
+	r.File, r.Payload, r.Buffer, r.origin = nil, nil, nil, nil
 	r.vector[1].Base = nil
 	c.free.Put(r)
 	if c.inFlight.Add(-1) == 0 && c.closing.Load() {
@@ -122,35 +112,20 @@ func (c *connection) put(r *IO) {
 	}
 }
 
-// requestHeader is the fixed part of a request: the header and, for READ and WRITE, its argument.
-type requestHeader struct {
-	fuse.InHeader
-	io struct { // struct fuse_read_in and fuse_write_in are the same so far
-		fh         uint64
-		offset     uint64
-		size       uint32
-		ioFlags    uint32
-		lockOwner  uint64
-		writeFlags uint32
-		_          uint32
-	}
+// ioArgument follows the header of READ and WRITE: struct fuse_read_in and fuse_write_in are the same so far.
+type ioArgument struct {
+	fh         uint64
+	offset     uint64
+	size       uint32
+	ioFlags    uint32
+	lockOwner  uint64
+	writeFlags uint32
+	_          uint32
 }
 
 const (
-	headerSize    = int(unsafe.Sizeof(requestHeader{}))
 	inHeaderSize  = int(unsafe.Sizeof(fuse.InHeader{}))
 	outHeaderSize = int(unsafe.Sizeof(fuse.OutHeader{}))
 )
 
 var errShortRequest = errors.New("request is shorter than its header says")
-
-// bytes is the header as it was read.
-func (h *requestHeader) bytes() []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(h)), headerSize)
-}
-
-// retryable tells which errors of a read from /dev/fuse are no reason to stop: a signal, or a request that was taken
-// back between its announcement and the read.
-func retryable(errno syscall.Errno) bool {
-	return errno == unix.EINTR || errno == unix.ENOENT || errno == unix.EAGAIN
-}

@@ -17,6 +17,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/fuse-tcmur/fuse_tcmur/fusetree/uringtest"
 )
 
 // deadline bounds everything a test waits for.
@@ -56,6 +58,9 @@ func newServed(t testing.TB, opts Options) *served {
 	if opts.Logger == nil {
 		opts.Logger = hclog.New(&hclog.LoggerOptions{Name: t.Name(), Output: testWriter{t}})
 	}
+	if opts.IOUring == "" && uringtest.Wanted() {
+		opts.IOUring = IOUringOn
+	}
 	dir := t.TempDir()
 	tree, err := Init(dir, opts)
 	if err != nil {
@@ -64,13 +69,31 @@ func newServed(t testing.TB, opts Options) *served {
 	return &served{Tree: tree, dir: dir, run: make(chan error, 1)}
 }
 
-func (s *served) start(t testing.TB) {
+// background calls Run in a goroutine; done is closed when it has returned.
+func (s *served) background(t testing.TB) (done chan struct{}) {
 	t.Helper()
-	done := make(chan struct{})
+	restore := func() {}
+	if s.opts.IOUring == IOUringOn {
+		restore = uringtest.Enable(t)
+	}
+	done = make(chan struct{})
 	go func() {
 		defer close(done)
 		s.run <- s.Run()
 	}()
+	go func() {
+		defer restore()
+		select {
+		case <-s.Mounted():
+		case <-done:
+		}
+	}()
+	return done
+}
+
+func (s *served) start(t testing.TB) {
+	t.Helper()
+	done := s.background(t)
 	// A process that dies while a thread of it waits for its own mount never ends. So no test may come to the point
 	// where the test binary's own time-out ends it.
 	watchdog := time.AfterFunc(2*deadline, func() {
@@ -260,7 +283,7 @@ func TestMountPointWithBlanks(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s.Tree = must(Init(dir, Options{}))(t)
+	s.Tree = must(Init(dir, Options{IOUring: s.opts.IOUring}))(t)
 	s.start(t)
 	if !s.mnt.present() || !s.mnt.inPlace() {
 		t.Errorf("present %v, in place %v", s.mnt.present(), s.mnt.inPlace())
@@ -279,7 +302,7 @@ func TestMountPointIsSymlink(t *testing.T) {
 	if err := os.Symlink(s.dir, link); err != nil {
 		t.Fatal(err)
 	}
-	s.Tree = must(Init(link, Options{}))(t)
+	s.Tree = must(Init(link, Options{IOUring: s.opts.IOUring}))(t)
 	s.start(t)
 	ok(t, "Unmount", s.Unmount(false))
 	s.wantRun(t, nil)

@@ -52,7 +52,8 @@ func (t *Tree) serverOptions() *fuse.MountOptions {
 // call. After a call of Unmount it returns nil without mounting.
 //
 // ENOENT, ENOTDIR: the mount point does not exist or is not a directory. ECONNABORTED: the connection to the kernel was
-// aborted from outside; Run has removed the dead mount. Other errors are those of mount(2).
+// aborted from outside; Run has removed the dead mount. With IOUringOn, errors that say why it is not possible:
+// EOPNOTSUPP, ENOSYS, EPERM, ENOMEM. Other errors are those of mount(2).
 //
 // Run waits for operations of nodes that are under way, however long they take.
 func (t *Tree) Run() error {
@@ -72,7 +73,7 @@ func (t *Tree) Run() error {
 }
 
 // start mounts. It returns no connection if there is nothing to serve.
-func (t *Tree) start() (*connection, error) {
+func (t *Tree) start() (transport, error) {
 	t.runMu.Lock()
 	defer t.runMu.Unlock()
 	switch t.state {
@@ -90,7 +91,7 @@ func (t *Tree) start() (*connection, error) {
 		t.state = finished
 		return nil, err
 	}
-	conn, err := newConnection(t, fd, opts)
+	conn, err := newTransport(t, fd, opts)
 	if err != nil {
 		t.state = finished
 		return nil, errors.Join(fmt.Errorf("mount on %s: %w", t.mountpoint, err), mnt.unmount(true))
@@ -103,7 +104,7 @@ func (t *Tree) start() (*connection, error) {
 }
 
 // finish cleans up when no more requests come: the kernel does not send RELEASE and FORGET for what is left.
-func (t *Tree) finish(conn *connection) error {
+func (t *Tree) finish(conn transport) error {
 	t.mu.Lock()
 	t.kernel = nil
 	t.mu.Unlock()

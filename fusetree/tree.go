@@ -45,6 +45,10 @@ type Options struct {
 	// MaxBackground bounds how many asynchronous requests (readahead, asynchronous direct I/O) the kernel has under way
 	// at once; default 256, at most 65535.
 	MaxBackground int
+
+	// IOUring tells whether requests are to arrive over io_uring; default IOUringOff. That needs Linux 6.14 or later and
+	// the administrator's consent, "echo Y > /sys/module/fuse/parameters/enable_uring", at the time of Run.
+	IOUring IOUringMode
 }
 
 // Tree is a tree of nodes and, while Run runs, its mount.
@@ -78,6 +82,10 @@ func Init(mountpoint string, opts Options) (*Tree, error) {
 	if opts.MaxWrite < 0 || opts.MaxBackground < 0 || opts.MaxBackground > 0xffff {
 		return nil, fmt.Errorf("MaxWrite %d or MaxBackground %d is out of range: %w",
 			opts.MaxWrite, opts.MaxBackground, syscall.EINVAL)
+	}
+	if !opts.IOUring.valid() {
+		return nil, fmt.Errorf("IOUring %q must be %s, %s or %s: %w",
+			opts.IOUring, IOUringOff, IOUringAuto, IOUringOn, syscall.EINVAL)
 	}
 	if opts.FsName == "" {
 		opts.FsName = defaultFsName

@@ -13,8 +13,8 @@ import (
 // deviceMode is the mode of device nodes: like block devices, they are not for everybody to read.
 const deviceMode = 0o660
 
-// largeWrite is from how many bytes on a payload that already lies in the channel's memory stays where it is: a page-sized
-// one would keep a megabyte from others until it is cut off.
+// largeWrite is from how many bytes on a payload that already lies in the channel's memory stays where it is: a
+// page-sized one would keep a megabyte from others until it is cut off.
 const largeWrite = 64 << 10
 
 // device is what the node of a device needs of plugin.Device; that is where the methods' contracts are written down.

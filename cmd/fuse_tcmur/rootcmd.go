@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"github.com/fuse-tcmur/fuse_tcmur/fusetree"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin"
 )
 
@@ -27,6 +28,7 @@ type options struct {
 	logLevel   string
 	logFormat  string
 	hints      bool
+	ioUring    string
 }
 
 // startItem is something to run once mounted: a command, or a file of commands.
@@ -107,6 +109,9 @@ func newRootCommand() *cobra.Command {
 		"run a command once mounted; may be repeated; if it fails, so does the start")
 	flags.Var(sourceFlag{&opts.start}, "source",
 		"run the commands in a file once mounted, in order with the -c commands; may be repeated")
+	flags.StringVar(&opts.ioUring, "fuse-io-uring", string(fusetree.IOUringAuto),
+		"take requests over io_uring, not from /dev/fuse: `mode` auto (if the kernel lets us), on or off; it does,\n"+
+			"from Linux 6.14 on, after: echo Y > /sys/module/fuse/parameters/enable_uring")
 	flags.StringVar(&opts.logLevel, "log-level", "info",
 		"least `level` that goes to stderr: trace, debug, info, warn or error")
 	flags.StringVar(&opts.logFormat, "log-format", "text", "`format` of the log: text or json")
@@ -119,6 +124,9 @@ func newRootCommand() *cobra.Command {
 // logLevels are the values of --log-level, each with more to say than the next.
 var logLevels = []string{"trace", "debug", "info", "warn", "error"}
 
+// ioUringModes are the values of --fuse-io-uring.
+var ioUringModes = []string{string(fusetree.IOUringAuto), string(fusetree.IOUringOn), string(fusetree.IOUringOff)}
+
 // complete checks the options and makes the paths in them absolute, because serving leaves the working directory.
 func (o *options) complete() error {
 	var err error
@@ -127,6 +135,8 @@ func (o *options) complete() error {
 		return errors.New("--mountpoint must not be empty")
 	case o.maxMinors < 1 || o.maxMinors > plugin.LimitMaxMinors:
 		return fmt.Errorf("--max-minors %d: must be 1 to %d", o.maxMinors, plugin.LimitMaxMinors)
+	case !slices.Contains(ioUringModes, o.ioUring):
+		return fmt.Errorf("--fuse-io-uring %q: must be one of %s", o.ioUring, strings.Join(ioUringModes, ", "))
 	case !slices.Contains(logLevels, o.logLevel):
 		return fmt.Errorf("--log-level %q: must be one of %s", o.logLevel, strings.Join(logLevels, ", "))
 	case o.logFormat != "text" && o.logFormat != "json":

@@ -27,7 +27,7 @@ func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{"argument"}, {"--nosuch"}, {"--mountpoint="}, {"--mountpoint", "/"},
 		{"--max-minors", "0"}, {"--max-minors", "x"}, {"--max-minors", "1000000"},
-		{"--log-level", "loud"}, {"--log-format", "xml"}, {"-c"},
+		{"--log-level", "loud"}, {"--log-format", "xml"}, {"-c"}, {"--fuse-io-uring", "yes"}, {"--fuse-io-uring="},
 	} {
 		var stderr bytes.Buffer
 		if got := report(parseFlags(t, args...), &stderr); got != exitUsage {
@@ -43,7 +43,7 @@ func TestGoodFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"--mountpoint", "rel/dir/"}, {"--log-level", "trace", "--log-format", "json"},
 		{"--max-minors", "4096"}, {"--handler-prefix", "/a/handler_", "--handler-prefix", "b,c_"},
-		{"--hints", "-c", "load ram"},
+		{"--hints", "-c", "load ram"}, {"--fuse-io-uring=on"}, {"--fuse-io-uring", "off"},
 	} {
 		if err := parseFlags(t, args...); err != nil {
 			t.Errorf("%q: %v", args, err)

@@ -105,6 +105,7 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 		Logger:        log.Named("fusetree"),
 		MaxWrite:      maxWrite,
 		MaxBackground: maxBackground,
+		IOUring:       fusetree.IOUringMode(opts.ioUring),
 	})
 	if err != nil {
 		point.remove(log)
