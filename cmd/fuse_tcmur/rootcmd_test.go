@@ -78,7 +78,7 @@ func TestRelativePathsBecomeAbsolute(t *testing.T) {
 	}
 	opts := options{
 		mountpoint: "m/", prefixes: []string{"p/", "/q_"}, hostBinary: "h",
-		maxMinors: 1, logLevel: "info", logFormat: "text",
+		maxMinors: 1, logLevel: "info", logFormat: "text", ioUring: "off",
 	}
 	if err := opts.complete(); err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func TestHelpAndVersion(t *testing.T) {
 	for arg, wants := range map[string][]string{
 		"--help": {
 			"EXIT STATUS", "--mountpoint", "--handler-prefix", "--host-binary", "--source", "-c, --command",
-			"--log-level", "--log-format", "--version", "--max-minors",
+			"--log-level", "--log-format", "--version", "--max-minors", "--fuse-io-uring",
 			"add MINOR [KEY=VALUE ...] /SUBTYPE/CFG", "/tcmur",
 		},
 		"--version": {"fuse_tcmur " + versionString()},

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fusetree
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Requests read from /dev/fuse, in batches. Each reader thread blocks on one descriptor and then drains a second,
+// non-blocking one: both are clones of the one that was mounted. A request must be answered on the descriptor that it
+// was read from. All of them are kept open for the life of the connection.
+
+const (
+	// maxReaders is the number of reader threads. Two keep the requests of two processors flowing; more only wake each
+	// other.
+	maxReaders = 2
+	// largeWrite is the size in bytes from which on a payload is worth a buffer of the node's own: copying less costs less
+	// than the buffer's book-keeping.
+	largeWrite = 64 << 10
+	// bufferPatience is after how many requests that had no use for it a node's buffer is given back.
+	bufferPatience = 64
+	// longReply is the size in bytes from which on the kernel's copying of a reply takes so long that the scheduler should
+	// know.
+	longReply = 64 << 10
+	// devIocClone is FUSE_DEV_IOC_CLONE.
+	devIocClone = 0x8004e500
+)
+
+// deviceTransport serves a connection by reads from /dev/fuse.
+type deviceTransport struct {
+	*connection
+	readers *deviceReaders
+}
+
+func (d *deviceTransport) serve() {
+	d.readers.serve()
+	d.drain()
+}
+
+func (d *deviceTransport) close() {
+	d.readers.close()
+	d.connection.close()
+}
+
+// deviceReaders is the reader threads of a connection.
+type deviceReaders struct {
+	c                  *connection
+	blocking, draining []*descriptor // one of each for each thread
+}
+
+// newDeviceReaders opens the descriptors for n threads.
+func newDeviceReaders(c *connection, n int) (*deviceReaders, error) {
+	d := &deviceReaders{c: c}
+	for range n {
+		for _, kind := range []struct {
+			list  *[]*descriptor
+			flags int
+		}{{&d.blocking, 0}, {&d.draining, unix.O_NONBLOCK}} {
+			fd, err := cloneDescriptor(c.fd, kind.flags)
+			if err != nil {
+				d.close()
+				return nil, fmt.Errorf("clone the FUSE connection: %w", err)
+			}
+			*kind.list = append(*kind.list, &descriptor{fd})
+		}
+	}
+	return d, nil
+}
+
+func cloneDescriptor(fd, flags int) (int, error) {
+	clone, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|flags, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.IoctlSetPointerInt(clone, devIocClone, fd); err != nil {
+		_ = unix.Close(clone)
+		return -1, err
+	}
+	return clone, nil
+}
+
+// serve answers requests until the connection ends.
+func (d *deviceReaders) serve() {
+	var threads sync.WaitGroup
+	for i := range d.blocking {
+		threads.Go(func() { d.c.reader(d.blocking[i], d.draining[i]) })
+	}
+	threads.Wait()
+}
+
+func (d *deviceReaders) close() {
+	for _, list := range [][]*descriptor{d.blocking, d.draining} {
+		for _, from := range list {
+			_ = unix.Close(from.fd)
+		}
+	}
+}
+
+// descriptor is one of /dev/fuse.
+type descriptor struct{ fd int }
+
+// reply implements origin.
+func (d *descriptor) reply(r *IO, data []byte) {
+	h := &r.header
+	r.vector[0].Base = (*byte)(unsafe.Pointer(h))
+	r.vector[0].SetLen(int(h.Length))
+	parts := 1
+	if len(data) > 0 {
+		h.Length += uint32(len(data))
+		r.vector[1].Base = unsafe.SliceData(data)
+		r.vector[1].SetLen(len(data))
+		parts = 2
+	}
+	// An error means that nobody waits for the reply any more.
+	if len(data) < longReply {
+		_, _, _ = unix.RawSyscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&r.vector[0])), uintptr(parts))
+	} else {
+		_, _, _ = unix.Syscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&r.vector[0])), uintptr(parts))
+	}
+}
+
+// requestHeader is the fixed part of a request: the header and, for READ and WRITE, its argument.
+type requestHeader struct {
+	fuse.InHeader
+	io ioArgument
+}
+
+const headerSize = int(unsafe.Sizeof(requestHeader{}))
+
+// bytes is the header as it was read.
+func (h *requestHeader) bytes() []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(h)), headerSize)
+}
+
+// batch is what one reader thread has read and started since it last slept.
+type batch struct {
+	c      *connection
+	header *requestHeader
+	vector [2]unix.Iovec // header, and data or lent
+	data   []byte        // our own memory for what follows the header
+	lent   Buffer        // a node's memory for the same; nil if there is none
+	unused int           // requests since lent was of use
+	due    dueNodes
+}
+
+// result of reading one request.
+type readResult int
+
+const (
+	readNothing readResult = iota // there was none
+	readOther                     // it was dealt with
+	readIO                        // a node has started it
+	readEnd                       // the connection is over
+)
+
+// reader is one reader thread.
+func (c *connection) reader(blocking, draining *descriptor) {
+	runtime.LockOSThread()
+	b := &batch{c: c, header: new(requestHeader), data: make([]byte, c.maxWrite+os.Getpagesize())}
+	defer b.dropBuffer()
+	var pin runtime.Pinner
+	pin.Pin(b.header)
+	pin.Pin(&b.data[0])
+	defer pin.Unpin()
+	b.vector[0].Base = (*byte)(unsafe.Pointer(b.header))
+	b.vector[0].SetLen(headerSize)
+	b.vector[1].Base = &b.data[0]
+	b.vector[1].SetLen(len(b.data))
+	for {
+		switch b.read(blocking, true) {
+		case readEnd:
+			return
+		case readIO:
+		default:
+			continue
+		}
+		// The first request is on its way at once; the others of the batch share a doorbell.
+		b.due.commit(false, 0)
+		ended := false
+		for range maxBatch {
+			r := b.read(draining, false)
+			if ended = r == readEnd; ended || r == readNothing {
+				break
+			}
+		}
+		var spin time.Duration
+		if c.inFlight.Load() == 1 {
+			spin = spinLimit
+		}
+		b.due.commit(true, spin)
+		if ended {
+			return
+		}
+	}
+}
+
+// read reads one request and deals with it. Only a read that may wait goes through the scheduler.
+func (b *batch) read(from *descriptor, wait bool) readResult {
+	var n uintptr
+	var errno syscall.Errno
+	if wait {
+		n, _, errno = unix.Syscall(unix.SYS_READV, uintptr(from.fd), uintptr(unsafe.Pointer(&b.vector[0])), 2)
+	} else {
+		n, _, errno = unix.RawSyscall(unix.SYS_READV, uintptr(from.fd), uintptr(unsafe.Pointer(&b.vector[0])), 2)
+	}
+	switch {
+	case errno == 0:
+	case errno == unix.EAGAIN:
+		return readNothing
+	case retryable(errno):
+		return readOther
+	default:
+		if errno != unix.ENODEV && errno != unix.ECONNABORTED {
+			b.c.tree.log.Error("reading from /dev/fuse failed, the mount ends", "error", errno)
+		}
+		return readEnd
+	}
+	h := b.header
+	if int(n) < inHeaderSize || uint64(n) != uint64(h.Length) {
+		b.c.tree.log.Error("bad request from /dev/fuse", "error", errShortRequest, "bytes", n)
+		return readOther
+	}
+	data := b.data
+	if b.lent != nil {
+		data = b.lent.Bytes()
+	}
+	if (h.Opcode == opRead || h.Opcode == opWrite) && int(n) >= headerSize {
+		if node, taken := b.c.startIO(from, &h.InHeader, &h.io, data[:int(n)-headerSize], b.lent); taken {
+			b.due.add(node)
+			b.chooseBuffer(node, int(n)-headerSize)
+			return readIO
+		}
+	}
+	b.dispatch(from, int(n), data)
+	b.chooseBuffer(nil, 0)
+	return readOther
+}
+
+// chooseBuffer decides where the payload of the next request is read to, after one with size bytes of payload went to
+// the node (nil if it went elsewhere): large writes tend to be followed by others to the same node.
+func (b *batch) chooseBuffer(n *Node, size int) {
+	if b.lent != nil {
+		taken := b.lent.Bytes() == nil
+		b.unused++
+		if !taken && b.unused < bufferPatience && size < largeWrite {
+			return
+		}
+		b.dropBuffer()
+	}
+	if size < largeWrite || n.ops.Buffer == nil {
+		return
+	}
+	if lent := n.ops.Buffer(); lent != nil {
+		memory := lent.Bytes()
+		b.lent, b.unused = lent, 0
+		b.vector[1].Base = &memory[0]
+		b.vector[1].SetLen(len(memory))
+	}
+}
+
+// dropBuffer goes back to memory of our own.
+func (b *batch) dropBuffer() {
+	if b.lent != nil {
+		b.lent.Release()
+		b.lent = nil
+		b.vector[1].Base = &b.data[0]
+		b.vector[1].SetLen(len(b.data))
+	}
+}
+
+// dispatch answers a request through go-fuse: here and now, or from a goroutine with a copy.
+func (b *batch) dispatch(from *descriptor, n int, data []byte) {
+	c, h := b.c, b.header
+	in := [][]byte{h.bytes()[:min(n, headerSize)], data[:max(0, n-headerSize)]}
+	room := smallReply
+	switch h.Opcode {
+	case opRead, opReaddir:
+		room += int(h.io.size)
+	}
+	if answersAtOnce(h.Opcode) {
+		_ = c.answer(from.fd, in, room)
+		return
+	}
+	whole := append(append(make([]byte, 0, n), in[0]...), in[1]...)
+	c.slow.Go(func() { _ = c.answer(from.fd, [][]byte{whole}, room) })
+}
