@@ -355,7 +355,6 @@ func (c *Channel) publish(r *Request) {
 		panic("shared: request longer than its payload memory")
 	}
 	gen := r.gen.Add(1)
-	r.inflight.Store(true)
 	s, base := c.submit, ringOffset+int(c.sqTail%RingEntries)*sqeSize
 	s.put32(base+sqeTag, r.tag)
 	s.put32(base+sqeGen, gen)
@@ -365,6 +364,7 @@ func (c *Channel) publish(r *Request) {
 	s.put64(base+sqeLength, r.Length)
 	s.put64(base+sqePayload, r.memOff)
 	c.sqTail++
+	r.inflight.Store(true) // the last access: the request's next owner may get it at any moment after the next line
 	s.store64(base+sqeSeq, c.sqTail)
 }
 
