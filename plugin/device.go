@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
@@ -26,6 +27,14 @@ type DeviceOptions struct {
 	BlockSize int   // bytes, a power of two from 512 to 65536; 0: the handler's own, 512 if it has none
 	MaxXfer   int   // largest request to the handler in bytes, a multiple of 512 up to 1 MiB; 0: 1 MiB
 	ReadOnly  bool
+	// FailFast: when the handler's process dies its requests fail with EIO at once, instead of being sent again, and
+	// nothing is retained. The device is still reopened.
+	FailFast bool
+	// Retention is how many bytes of unflushed writes are kept to be sent again; 0: DefaultRetention.
+	Retention int64
+	// Timeout is how long a request may take before the handler counts as hung and its process is killed; 0:
+	// DefaultTimeout, negative: for ever.
+	Timeout time.Duration
 }
 
 func validBlockSize(n int) bool { return n >= minBlockSize && n <= maxBlockSize && n&(n-1) == 0 }
@@ -37,6 +46,8 @@ func (o DeviceOptions) check() error {
 	case o.BlockSize != 0 && !validBlockSize(o.BlockSize):
 		return control.Failf(syscall.EINVAL, "block size %d: must be a power of two from %d to %d",
 			o.BlockSize, minBlockSize, maxBlockSize)
+	case o.Retention < 0:
+		return control.Failf(syscall.EINVAL, "retention of %d bytes is negative", o.Retention)
 	case o.MaxXfer != 0 && (o.MaxXfer < minBlockSize || o.MaxXfer > shared.MaxPayload || o.MaxXfer%minBlockSize != 0):
 		return control.Failf(syscall.EINVAL, "max_xfer %d: must be a multiple of %d, at most %d",
 			o.MaxXfer, minBlockSize, shared.MaxPayload)
@@ -44,14 +55,30 @@ func (o DeviceOptions) check() error {
 	return nil
 }
 
+// setDefaults fills in what was left open.
+func (o *DeviceOptions) setDefaults() {
+	if o.Retention == 0 {
+		o.Retention = DefaultRetention
+	}
+	if o.Timeout == 0 {
+		o.Timeout = DefaultTimeout
+	}
+}
+
 // Device is an open device. Its methods may be called concurrently; after RemoveDevice its I/O fails with ENODEV.
 type Device struct {
 	minor   int
 	name    string
-	config  string
+	config  string // as the user gave it
+	inner   string // as the handler gets it: without the leading slash
 	handler *handler
 	opts    DeviceOptions
 	ready   bool // in the table and usable; guarded by Library.mu
+	served  bool // open in the handler's host; guarded by Library.mu
+
+	unflushed *retention
+	patience  int64                 // Timeout in ticks
+	failed    atomic.Pointer[error] // why it fails for good; nil while it works
 
 	// Set by open, then constant.
 	blockSize int
@@ -59,26 +86,84 @@ type Device struct {
 	alignment int64
 	canRead   bool
 	canWrite  bool
+	retains   bool // writes are kept until they are flushed
 
 	size atomic.Int64
+
+	closeDeaths int // of hosts in close
 
 	gate     gate
 	unevenMu sync.RWMutex // an unaligned write excludes all other writes while it reads, modifies and writes blocks
 }
 
-// open opens the device in the handler's host and takes over its attributes. config is without its leading slash.
-func (d *Device) open(ctx context.Context, config string, reopen bool) error {
-	reply, err := d.handler.host.rpc.Open(ctx, &hostpb.OpenRequest{
-		Device: uint32(d.minor), Name: d.name, Config: config,
+// open opens the device in a host and takes over its attributes, or with reopen set compares them with those that its
+// users know.
+func (d *Device) open(ctx context.Context, in *host, reopen bool) error {
+	reply, err := in.rpc.Open(ctx, &hostpb.OpenRequest{
+		Device: uint32(d.minor), Name: d.name, Config: d.inner,
 		Size: uint64(d.opts.Size), BlockSize: uint32(d.opts.BlockSize), MaxXfer: uint32(d.opts.MaxXfer),
 		ReadOnly: d.opts.ReadOnly, Reopen: reopen,
 	})
 	if err != nil {
-		return d.handler.rpcError("open", err)
+		return in.rpcError("open", err)
 	}
-	if err := d.adopt(reply); err != nil {
-		_, closeErr := d.handler.host.rpc.Close(ctx, &hostpb.CloseRequest{Device: uint32(d.minor)})
+	if reopen {
+		err = d.compare(reply)
+	} else {
+		err = d.adopt(reply)
+	}
+	if err != nil {
+		_, closeErr := in.rpc.Close(ctx, &hostpb.CloseRequest{Device: uint32(d.minor)})
 		return errors.Join(err, control.FromStatus(closeErr))
+	}
+	return nil
+}
+
+// firstOpen opens a new device in whichever host serves its handler, once more if that dies of something else meanwhile.
+func (d *Device) firstOpen(ctx context.Context) error {
+	if _, err := d.handler.service(d); err != nil {
+		return err
+	}
+	in := d.handler.current()
+	if err := d.handler.checkConfig(ctx, d.inner); err != nil {
+		return err
+	}
+	if err := d.open(ctx, in, false); err != nil {
+		return err
+	}
+	// From here on a recovery reopens it. One that has begun since the open has missed it.
+	d.handler.lib.mu.Lock()
+	d.served = true
+	d.handler.lib.mu.Unlock()
+	if d.handler.current() != in || !in.alive() {
+		d.handler.lib.mu.Lock()
+		d.served = false
+		d.handler.lib.mu.Unlock()
+		return control.Failf(syscall.EIO, "the handler's process died meanwhile; try again")
+	}
+	return nil
+}
+
+// compare checks that a reopened device is what it was.
+func (d *Device) compare(r *hostpb.OpenReply) error {
+	if int64(r.GetSize()) != d.Size() || int64(r.GetAlignment()) > d.alignment {
+		return control.Failf(syscall.EIO, "it had %d bytes, and has %d after its handler was restarted", d.Size(), r.GetSize())
+	}
+	return nil
+}
+
+// fail ends the device's service for good; all its requests fail with the reason.
+func (d *Device) fail(reason error) {
+	err := fmt.Errorf("%s has failed: %w (%w)", d.name, reason, syscall.EIO)
+	if d.failed.CompareAndSwap(nil, &err) {
+		d.handler.log.Error("device has failed; remove it", "device", d.name, "reason", reason)
+	}
+}
+
+// failure is why the device fails, nil while it works.
+func (d *Device) failure() error {
+	if p := d.failed.Load(); p != nil {
+		return *p
 	}
 	return nil
 }
@@ -101,6 +186,8 @@ func (d *Device) adopt(r *hostpb.OpenReply) error {
 	d.blockSize, d.alignment = int(block), int64(align)
 	d.maxXfer = int(xfer) - int(xfer)%int(align)
 	d.canRead, d.canWrite = r.GetCanRead(), r.GetCanWrite()
+	// Without a flush, what has completed is as durable as it gets.
+	d.retains = r.GetCanFlush() && r.GetCanWrite() && !d.opts.FailFast && !d.opts.ReadOnly
 	return nil
 }
 
@@ -114,13 +201,31 @@ func (d *Device) close(ctx context.Context) error {
 	if err := d.gate.shut(ctx); err != nil {
 		return fmt.Errorf("%s: %w (%w)", d.name, errBusy, syscall.ETIMEDOUT)
 	}
-	if !d.handler.host.alive() {
-		return control.Failf(syscall.EIO, "its handler's process is dead: writes since the last flush may be lost")
+	for {
+		if _, err := d.handler.service(d); err != nil {
+			return err
+		}
+		in := d.handler.current()
+		_, err := in.rpc.Close(ctx, &hostpb.CloseRequest{Device: uint32(d.minor)})
+		if err == nil {
+			return nil
+		}
+		err = in.rpcError("close", err)
+		if in.alive() {
+			return fmt.Errorf("its last flush failed: %w", err)
+		}
+		if d.unflushed.held() == 0 {
+			d.fail(errors.New("its handler died while closing it"))
+			return nil // nothing was lost
+		}
+		// It died in close: the next host gets the retained writes, and another chance.
+		if d.closeDeaths++; d.closeDeaths >= poisonDeaths {
+			d.fail(errors.New("its handler dies while closing it"))
+			return fmt.Errorf("its handler died %d times while closing it: writes since the last flush may be lost (%w)",
+				d.closeDeaths, syscall.EIO)
+		}
+		<-in.abandoned
 	}
-	if _, err := d.handler.host.rpc.Close(ctx, &hostpb.CloseRequest{Device: uint32(d.minor)}); err != nil {
-		return fmt.Errorf("its last flush failed: %w", d.handler.rpcError("close", err))
-	}
-	return nil
 }
 
 // Name is the device's name, subtype and minor: "ram000".

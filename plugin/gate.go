@@ -39,6 +39,9 @@ func (g *gate) leave() {
 	}
 }
 
+// busy reports whether anybody is in.
+func (g *gate) busy() bool { return g.state.Load()&^closedBit != 0 }
+
 // shut lets nobody enter any more and waits until everybody has left. When the context ends first the gate is open
 // again, and the result is the context's error. Not for concurrent use.
 func (g *gate) shut(ctx context.Context) error {

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -16,16 +18,36 @@ import (
 
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
+	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
-// handler is one loaded handler. Its fields do not change once it is in the Library's table with a host.
+// handler is one loaded handler, served by one host after another.
 type handler struct {
+	lib     *Library
 	subtype string
 	path    string
-	reply   *hostpb.LoadReply
 	since   time.Time
 	log     hclog.Logger
-	host    *host
+
+	// direct is the channel of the host in service, for the fast path; it may be that of a host that has just died, which
+	// takes no more requests.
+	direct   atomic.Pointer[shared.Channel]
+	progress atomic.Bool  // a request has completed since the last death
+	restarts atomic.Int64 // of the host
+
+	stopped    chan struct{} // closed by stop
+	replaced   chan struct{} // told when host has changed otherwise than by a death
+	supervised chan struct{} // closed when supervise has returned
+
+	mu        sync.Mutex
+	state     HandlerState
+	host      *host // in service, or the last one that was; nil while the handler is being loaded
+	reply     *hostpb.LoadReply
+	resumed   chan struct{} // closed when state is no longer HandlerRecovering
+	lastError error         // why state is HandlerFailed
+	parked    []*op         // whose host has died, and which the next one gets
+
+	deathsInRow int // supervise's own
 }
 
 // HandlerState tells whether a handler serves.
@@ -33,8 +55,9 @@ type HandlerState string
 
 // The states of a handler.
 const (
-	HandlerRunning HandlerState = "running"
-	HandlerDead    HandlerState = "dead" // its process ended by itself; its devices answer EIO
+	HandlerRunning    HandlerState = "running"
+	HandlerRecovering HandlerState = "recovering" // its requests wait for a new process
+	HandlerFailed     HandlerState = "failed"     // for good; its devices answer EIO
 )
 
 // HandlerInfo describes a loaded handler.
@@ -48,19 +71,25 @@ type HandlerInfo struct {
 	NRThreads int // requests that the handler takes at once per device; 0: it queues them itself
 	PID       int // of the host process
 	State     HandlerState
+	Restarts  int       // of the host process
 	Since     time.Time // of the load
 }
 
 func (h *handler) info() HandlerInfo {
-	i := HandlerInfo{
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return HandlerInfo{
 		Subtype: h.subtype, Name: h.reply.GetName(), Path: h.path, ABI: h.reply.GetAbi(), CfgDesc: h.reply.GetCfgDesc(),
 		Callbacks: h.reply.GetCallbacks(), NRThreads: int(h.reply.GetNrThreads()), PID: h.host.pid(),
-		State: HandlerRunning, Since: h.since,
+		State: h.state, Restarts: int(h.restarts.Load()), Since: h.since,
 	}
-	if !h.host.alive() {
-		i.State = HandlerDead
-	}
-	return i
+}
+
+// current is the host in service, or the last one that was.
+func (h *handler) current() *host {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.host
 }
 
 // findFile returns the path of the first file that a prefix and the subtype name. ENOENT tells which were tried.
@@ -86,20 +115,40 @@ func (l *Library) loadHandler(ctx context.Context, subtype string) (*handler, er
 	if err != nil {
 		return nil, err
 	}
-	h := &handler{subtype: subtype, path: path, since: time.Now(), log: l.log.Named("host." + subtype)}
-	h.host, err = startHost(l.cfg.HostBinary, l.cfg.ChannelMemory, h.log)
+	h := &handler{
+		lib: l, subtype: subtype, path: path, since: time.Now(), log: l.log, state: HandlerRunning,
+		stopped: make(chan struct{}), replaced: make(chan struct{}, 1), supervised: make(chan struct{}),
+	}
+	first, err := l.takeHost()
 	if err != nil {
 		return nil, err
 	}
-	h.reply, err = h.host.rpc.Load(ctx, &hostpb.LoadRequest{Path: path, Subtype: subtype, LogLevel: logLevel(h.log)})
-	if err != nil {
-		err = h.rpcError("handler_init", err)
-		h.host.stop()
+	if h.reply, err = h.loadInto(ctx, first); err != nil {
+		first.stop()
 		return nil, err
 	}
-	go h.reportDeath()
-	l.log.Info("handler loaded", "handler", subtype, "path", path, "abi", h.reply.GetAbi(), "pid", h.host.pid())
+	h.host = first
+	h.direct.Store(first.channel)
+	first.enlist(func() {}, h.suspend) // if it is dead already, supervise sees that
+	go h.supervise()
+	l.log.Info("handler loaded", "handler", subtype, "path", path, "abi", h.reply.GetAbi(), "pid", first.pid())
 	return h, nil
+}
+
+// loadInto has a host load the handler.
+func (h *handler) loadInto(ctx context.Context, to *host) (*hostpb.LoadReply, error) {
+	reply, err := to.rpc.Load(ctx, &hostpb.LoadRequest{Path: h.path, Subtype: h.subtype, LogLevel: logLevel(h.log)})
+	if err != nil {
+		return nil, to.rpcError("handler_init", err)
+	}
+	return reply, nil
+}
+
+// stop ends the handler's service and its host. It has no devices any more.
+func (h *handler) stop() {
+	close(h.stopped)
+	<-h.supervised
+	h.current().stop()
 }
 
 // logLevel asks the host for no more than what the logger will show.
@@ -115,25 +164,16 @@ func logLevel(log hclog.Logger) hostpb.LogLevel {
 	return hostpb.LogLevel_LOG_LEVEL_ERROR
 }
 
-// reportDeath logs the end of the host process unless somebody asked for it.
-func (h *handler) reportDeath() {
-	<-h.host.abandoned
-	if !h.host.stopping.Load() {
-		h.log.Error("handler process died; its devices answer with an I/O error", "handler", h.subtype,
-			"pid", h.host.pid(), "reason", h.host.process.exitReason())
-	}
-}
-
 // rpcError translates the error of a control call; what names the callback that was running, for a host that died in
 // it.
-func (h *handler) rpcError(what string, err error) error {
+func (h *host) rpcError(what string, err error) error {
 	err = control.FromStatus(err)
 	switch {
 	case errors.Is(err, control.ErrHostGone):
 		// The connection can end a little before the process does.
 		select {
-		case <-h.host.process.exited:
-			return control.Failf(syscall.EIO, "the handler's process %s in %s", h.host.process.exitReason(), what)
+		case <-h.process.exited:
+			return control.Failf(syscall.EIO, "the handler's process %s in %s", h.process.exitReason(), what)
 		case <-time.After(time.Second):
 			return fmt.Errorf("%w in %s (%w)", err, what, syscall.EIO)
 		}
@@ -147,8 +187,9 @@ func (h *handler) rpcError(what string, err error) error {
 
 // checkConfig asks the handler; config is without its leading slash.
 func (h *handler) checkConfig(ctx context.Context, config string) error {
-	if _, err := h.host.rpc.CheckConfig(ctx, &hostpb.CheckConfigRequest{Config: config}); err != nil {
-		return h.rpcError("check_config", err)
+	host := h.current()
+	if _, err := host.rpc.CheckConfig(ctx, &hostpb.CheckConfigRequest{Config: config}); err != nil {
+		return host.rpcError("check_config", err)
 	}
 	return nil
 }

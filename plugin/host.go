@@ -48,11 +48,23 @@ type host struct {
 	client   *goplugin.Client
 	process  *processRunner
 	liveness *os.File // our end; its closing tells the host that the front does not need it any more
+	output   tail     // of its log
 
 	abandoned chan struct{} // closed once the process is dead and its requests have been ended
-	stopping  atomic.Bool   // stop was called: the end of the process is no accident
 	stopOnce  sync.Once
+	killedFor atomic.Int32 // why we killed it
+
+	mu      sync.Mutex
+	dead    bool   // the process has exited
+	atDeath func() // called before the requests end
 }
+
+// Reasons for which the front kills a host.
+const (
+	killedForNothing = iota
+	killedForHang
+	killedForRemoval
+)
 
 // startHost starts a host process and connects to it. The handler is not loaded yet. stop must be called in the end.
 func startHost(binary string, memory int64, log hclog.Logger) (*host, error) {
@@ -96,6 +108,7 @@ func (h *host) connect(binary string, liveness *os.File) error {
 		Logger:           h.log,
 		SyncStdout:       io.Discard,
 		SyncStderr:       io.Discard,
+		Stderr:           &h.output,
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: os.TempDir()},
 		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, _ string) (runner.Runner, error) {
 			submit, complete := h.channel.Files()
@@ -147,8 +160,28 @@ func hostEnv(environ []string) []string {
 // watch ends the host's requests once its process is dead: from then on nobody can write to the channel any more.
 func (h *host) watch() {
 	<-h.process.exited
+	h.mu.Lock()
+	h.dead = true
+	atDeath := h.atDeath
+	h.mu.Unlock()
+	if atDeath != nil {
+		atDeath()
+	}
 	h.channel.Abandon()
 	close(h.abandoned)
+}
+
+// enlist puts a live host into service: it calls serve, and will call atDeath when the process has died, before its
+// requests end, and in any case after serve. False, without a call: it is dead already.
+func (h *host) enlist(serve, atDeath func()) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.dead {
+		return false
+	}
+	serve()
+	h.atDeath = atDeath
+	return true
 }
 
 // alive reports whether the process has not been seen to exit.
@@ -170,10 +203,15 @@ func (h *host) kill() {
 	<-h.abandoned
 }
 
+// killFor is kill with a reason for those who look at the death, without the wait.
+func (h *host) killFor(reason int32) {
+	h.killedFor.CompareAndSwap(killedForNothing, reason)
+	_ = h.process.Kill(context.Background())
+}
+
 // stop ends the process, gently if it is alive, and frees everything. Devices should have been closed before. It waits
 // until the process is gone; go-plugin bounds that with a SIGKILL. Safe to call twice.
 func (h *host) stop() {
-	h.stopping.Store(true)
 	h.stopOnce.Do(func() {
 		h.client.Kill()
 		h.liveness.Close()

@@ -144,35 +144,48 @@ func (d *Device) writeUneven(p []byte, off int64) (int, error) {
 	return int(max(0, min(int64(len(p)), int64(n)-(off-start)))), err
 }
 
-// waits holds the channels on which request waits for its completion.
-var waits = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
+// wait is the Completion of a request that its issuer waits for.
+type wait struct {
+	p    []byte // of a read: where the data goes
+	err  error
+	done chan struct{}
+}
 
-func signal(r *shared.Request) { r.User.(chan struct{}) <- struct{}{} }
+var waits = sync.Pool{New: func() any { return &wait{done: make(chan struct{}, 1)} }}
+
+// Complete implements Completion.
+func (w *wait) Complete(data []byte, _ int, err error) {
+	copy(w.p, data)
+	w.err = err
+	w.done <- struct{}{}
+}
 
 // request sends one request and waits for it. p is the data to write or the buffer to fill.
 func (d *Device) request(op shared.Op, p []byte, off int64) error {
-	r, err := d.handler.host.channel.Get(op, uint64(len(p)))
+	if op == shared.OpWrite {
+		if err := d.awaitRoom(); err != nil {
+			return d.requestError(op, len(p), off, err, StatusHWError)
+		}
+	}
+	r, err := d.acquire(op, len(p))
 	if err != nil {
 		return d.requestError(op, len(p), off, err, StatusHWError)
 	}
-	r.Device, r.Offset = uint32(d.minor), uint64(off)
+	w := waits.Get().(*wait)
+	w.p, w.err = nil, nil
 	if op == shared.OpWrite {
 		copy(r.Payload(), p)
+	} else {
+		w.p = p
 	}
-	done := waits.Get().(chan struct{})
-	r.User, r.Done = done, signal
-	d.handler.host.channel.Submit(r)
-	<-done
-	waits.Put(done)
-	if r.Err == nil && op == shared.OpRead {
-		copy(p, r.Payload())
-	}
-	err, sts := r.Err, Status(r.STS)
-	r.Release()
-	if err != nil {
-		return d.requestError(op, len(p), off, err, sts)
-	}
-	return nil
+	c := r.Channel()
+	d.issue(r, off, false, w)
+	c.Kick()
+	<-w.done
+	err = w.err
+	w.p = nil
+	waits.Put(w)
+	return err
 }
 
 // requestError is the one place where a failed request becomes an errno.
@@ -181,10 +194,9 @@ func (d *Device) requestError(op shared.Op, n int, off int64, err error, sts Sta
 	if op == shared.OpFlush {
 		what = d.name + ": flush"
 	}
-	if errors.Is(err, shared.ErrPeerGone) {
-		return &statusError{syscall.EIO, StatusHWError, what + ": the handler's process died"}
-	}
 	errno := syscall.EIO
-	errors.As(err, &errno)
-	return &statusError{errno, sts, fmt.Sprintf("%s: %v (handler status %s)", what, errno, sts)}
+	if errors.As(err, &errno) && sts != StatusOK && error(errno) == err {
+		return &statusError{errno, sts, fmt.Sprintf("%s: %v (handler status %s)", what, errno, sts)}
+	}
+	return &statusError{errno, StatusHWError, fmt.Sprintf("%s: %v", what, err)}
 }

@@ -23,10 +23,12 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
 )
 
 const (
@@ -50,18 +52,28 @@ type Config struct {
 	MaxMinors int
 	// ChannelMemory is the payload memory of each handler's channel in bytes, 0 for shared.DefaultMemory.
 	ChannelMemory int64
+	// DeathBudget is how many deaths in a row, without a request completed between them, make a handler fail; 0 for
+	// DefaultDeathBudget.
+	DeathBudget int
 	// Logger receives the library's and the handlers' messages; nil discards them.
 	Logger hclog.Logger
 }
 
 // Library is an instance of libtcmur. All methods may be called concurrently.
 type Library struct {
-	cfg Config
-	log hclog.Logger
+	cfg    Config
+	log    hclog.Logger
+	deaths deathLog
+
+	background sync.WaitGroup // of refill and the watchdog
 
 	mu       sync.Mutex
 	handlers map[string]*handler // by subtype; an entry with a nil host is still being loaded
 	devices  []*Device           // by minor; a device that is not ready is still being added
+
+	spare     *host // started, nothing loaded; see spare.go
+	refilling bool
+	stopWatch chan struct{} // ends the watchdog, which runs while handlers are loaded; nil when it does not
 }
 
 // Init is libtcmur_init: it checks the configuration. No process is started. EINVAL for a bad MaxMinors or no prefix,
@@ -72,6 +84,9 @@ func Init(cfg Config) (*Library, error) {
 	}
 	if cfg.MaxMinors < 1 || cfg.MaxMinors > LimitMaxMinors {
 		return nil, control.Failf(syscall.EINVAL, "number of minors %d: must be 1 to %d", cfg.MaxMinors, LimitMaxMinors)
+	}
+	if cfg.DeathBudget == 0 {
+		cfg.DeathBudget = DefaultDeathBudget
 	}
 	if len(cfg.HandlerPrefixes) == 0 {
 		return nil, control.Failf(syscall.EINVAL, "no handler prefix given")
@@ -120,17 +135,38 @@ func (l *Library) LoadHandler(ctx context.Context, subtype string) error {
 			subtype, MaxHandlers)
 	}
 	l.handlers[subtype] = &handler{subtype: subtype} // reserves the name
+	if l.stopWatch == nil {
+		stop := make(chan struct{})
+		l.stopWatch = stop
+		l.background.Go(func() { l.watchdog(stop) })
+	}
 	l.mu.Unlock()
 
 	h, err := l.loadHandler(ctx, subtype)
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if err != nil {
-		delete(l.handlers, subtype)
+		l.forget(subtype)
 		return fmt.Errorf("load %s: %w", subtype, err)
 	}
+	l.mu.Lock()
 	l.handlers[subtype] = h
+	l.mu.Unlock()
 	return nil
+}
+
+// forget takes a handler that is no more, or came to nothing, out of the table; with the last one goes all that runs
+// only while there are any.
+func (l *Library) forget(subtype string) {
+	l.mu.Lock()
+	delete(l.handlers, subtype)
+	last := len(l.handlers) == 0
+	if last {
+		close(l.stopWatch)
+		l.stopWatch = nil
+	}
+	l.mu.Unlock()
+	if last {
+		l.dropSpare()
+	}
 }
 
 // checkSubtype refuses what could lead out of the handler directory.
@@ -153,7 +189,7 @@ func (l *Library) UnloadHandler(_ context.Context, subtype string) error {
 		l.mu.Unlock()
 		return control.Failf(syscall.ENOENT, "unload %s: no such handler is loaded%s", subtype, l.loadedHint())
 	}
-	if h.host == nil {
+	if !h.isLoaded() {
 		l.mu.Unlock()
 		return control.Failf(syscall.EBUSY, "unload %s: it is being loaded", subtype)
 	}
@@ -164,12 +200,39 @@ func (l *Library) UnloadHandler(_ context.Context, subtype string) error {
 	l.handlers[subtype] = &handler{subtype: subtype} // nobody may add to it, nor load it again yet
 	l.mu.Unlock()
 
-	h.host.stop()
+	h.stop()
 	l.log.Info("handler unloaded", "handler", subtype)
-	l.mu.Lock()
-	delete(l.handlers, subtype)
-	l.mu.Unlock()
+	l.forget(subtype)
 	return nil
+}
+
+// isLoaded tells a handler from a placeholder for one that is being loaded or unloaded.
+func (h *handler) isLoaded() bool { return h.lib != nil }
+
+// loaded returns the loaded handlers.
+func (l *Library) loaded() []*handler {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []*handler
+	for _, h := range l.handlers {
+		if h.isLoaded() {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// devicesServedBy returns the devices that are open in the handler's host, or were in its last one.
+func (l *Library) devicesServedBy(h *handler) []*Device {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []*Device
+	for _, d := range l.devices {
+		if d != nil && d.handler == h && d.served {
+			all = append(all, d)
+		}
+	}
+	return all
 }
 
 // devicesOf needs mu.
@@ -187,7 +250,7 @@ func (l *Library) devicesOf(h *handler) []string {
 func (l *Library) loadedHint() string {
 	var names []string
 	for s, h := range l.handlers {
-		if h.host != nil {
+		if h.isLoaded() {
 			names = append(names, s)
 		}
 	}
@@ -214,7 +277,7 @@ func (l *Library) findHandler(config string) (*handler, string, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := l.handlers[subtype]
-	if h == nil || h.host == nil {
+	if h == nil || !h.isLoaded() {
 		return nil, "", control.Failf(syscall.ENXIO, "%s: no handler %q is loaded%s; first: load %s",
 			abbreviate(config), subtype, l.loadedHint(), subtype)
 	}
@@ -252,16 +315,15 @@ func (l *Library) AddDevice(ctx context.Context, minor int, config string, opts 
 	if err != nil {
 		return nil, err
 	}
+	opts.setDefaults()
 	d := &Device{
-		minor: minor, name: fmt.Sprintf("%s%03d", h.subtype, minor), config: config, handler: h, opts: opts,
+		minor: minor, name: fmt.Sprintf("%s%03d", h.subtype, minor), config: config, inner: rest, handler: h, opts: opts,
+		unflushed: newRetention(), patience: ticks(opts.Timeout),
 	}
 	if err := l.reserve(d); err != nil {
 		return nil, err
 	}
-	err = h.checkConfig(ctx, rest)
-	if err == nil {
-		err = d.open(ctx, rest, false)
-	}
+	err = d.firstOpen(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
@@ -315,6 +377,7 @@ func (l *Library) RemoveDevice(ctx context.Context, minor int) error {
 	if busy {
 		d.ready = true
 	} else {
+		d.served = false
 		l.devices[minor] = nil
 	}
 	l.mu.Unlock()
@@ -328,6 +391,43 @@ func (l *Library) RemoveDevice(ctx context.Context, minor int) error {
 	return nil
 }
 
+// ForceRemoveDevice removes a device at once: its requests in progress fail with EIO, and its handler's process is killed
+// if it has any, which the handler's other devices survive. ENODEV: no such device. EIO: writes since its last flush may
+// be lost.
+func (l *Library) ForceRemoveDevice(minor int) error {
+	l.mu.Lock()
+	d, err := l.lookup(minor)
+	if err == nil {
+		d.ready, d.served = false, false
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	d.fail(errors.New("it was removed by force"))
+	if d.gate.busy() {
+		d.handler.current().killFor(killedForRemoval)
+	} else {
+		ctx, cancel := context.WithTimeout(context.Background(), forceTimeout)
+		in := d.handler.current()
+		if _, err := in.rpc.Close(ctx, &hostpb.CloseRequest{Device: uint32(d.minor)}); err != nil {
+			in.killFor(killedForRemoval)
+		}
+		cancel()
+	}
+	_ = d.gate.shut(context.Background()) // its requests end: the device has failed, and the host is dead
+	l.mu.Lock()
+	l.devices[minor] = nil
+	l.mu.Unlock()
+	if held := d.unflushed.held(); held > 0 {
+		return control.Failf(syscall.EIO, "remove %s: removed by force; %d bytes of unflushed writes may be lost", d.name, held)
+	}
+	return nil
+}
+
+// forceTimeout is how long a forced removal gives the handler to close the device.
+const forceTimeout = time.Second
+
 // Shutdown ends everything: it removes all devices, each handler's at the same time as the others', and unloads all
 // handlers. What a handler has not finished when the context ends is killed with its process. Afterwards no process is
 // left, whatever the result; an error says that a device could not be closed properly, so that data may be lost.
@@ -339,13 +439,12 @@ func (l *Library) Shutdown(ctx context.Context) error {
 	for _, d := range l.Devices() {
 		byHandler[d.handler] = append(byHandler[d.handler], d.minor)
 	}
-	for h, minors := range byHandler {
+	for _, minors := range byHandler {
 		wg.Go(func() {
 			for _, minor := range minors {
 				err := l.RemoveDevice(ctx, minor)
 				if errors.Is(err, errBusy) {
-					h.host.kill()
-					err = errors.Join(err, l.RemoveDevice(context.Background(), minor))
+					err = errors.Join(err, l.ForceRemoveDevice(minor))
 				}
 				mu.Lock()
 				failures = append(failures, err)
@@ -399,7 +498,7 @@ func (l *Library) Handlers() []HandlerInfo {
 	defer l.mu.Unlock()
 	var all []HandlerInfo
 	for _, h := range l.handlers {
-		if h.host != nil {
+		if h.isLoaded() {
 			all = append(all, h.info())
 		}
 	}

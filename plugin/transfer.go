@@ -3,7 +3,6 @@
 package plugin
 
 import (
-	"sync"
 	"time"
 
 	"github.com/fuse-tcmur/fuse_tcmur/shared"
@@ -20,14 +19,6 @@ type Completion interface {
 	Complete(data []byte, n int, err error)
 }
 
-// transfer ties a request in the channel to the caller's completion.
-type transfer struct {
-	d    *Device
-	done Completion
-}
-
-var transfers = sync.Pool{New: func() any { return new(transfer) }}
-
 // StartRead begins a read of n bytes at byte off; Commit must follow. It never waits. It declines, with false, what
 // only ReadAt can do: reads that cross the end of the device, are longer than MaxXfer, not aligned as the handler needs
 // it, or have to wait because all memory of the handler's channel is in use.
@@ -38,12 +29,12 @@ func (d *Device) StartRead(n int, off int64, done Completion) bool {
 	if !d.gate.enter() {
 		return false
 	}
-	r := d.handler.host.channel.TryGet(shared.OpRead, uint64(n))
+	r := d.handler.direct.Load().TryGet(shared.OpRead, uint64(n))
 	if r == nil {
 		d.gate.leave()
 		return false
 	}
-	d.start(r, off, done)
+	d.issue(r, off, true, done)
 	return true
 }
 
@@ -53,19 +44,20 @@ func (d *Device) StartWrite(p []byte, off int64, done Completion) bool {
 	if !d.plainWrite(len(p), off) || !d.gate.enter() {
 		return false
 	}
-	r := d.handler.host.channel.TryGet(shared.OpWrite, uint64(len(p)))
+	r := d.handler.direct.Load().TryGet(shared.OpWrite, uint64(len(p)))
 	if r == nil {
 		d.gate.leave()
 		return false
 	}
 	copy(r.Payload(), p)
-	d.start(r, off, done)
+	d.issue(r, off, true, done)
 	return true
 }
 
 // plainWrite reports whether a write can be sent as it is.
 func (d *Device) plainWrite(n int, off int64) bool {
-	return off >= 0 && n <= d.maxXfer && int64(n) <= d.Size()-off && d.alignment == 1 && !d.opts.ReadOnly && d.canWrite
+	return off >= 0 && n <= d.maxXfer && int64(n) <= d.Size()-off && d.alignment == 1 && !d.opts.ReadOnly && d.canWrite &&
+		!d.full()
 }
 
 // Landing is memory of a handler's channel for the payload of a write that is yet to come: a large payload that is read
@@ -81,7 +73,7 @@ func (d *Device) Landing() *Landing {
 		return nil
 	}
 	defer d.gate.leave()
-	if r := d.handler.host.channel.TryGet(shared.OpWrite, shared.MaxPayload); r != nil {
+	if r := d.handler.direct.Load().TryGet(shared.OpWrite, shared.MaxPayload); r != nil {
 		return &Landing{r}
 	}
 	return nil
@@ -109,48 +101,22 @@ func (d *Device) StartLanded(l *Landing, n int, off int64, done Completion) bool
 	if l.r == nil || n == 0 || !d.plainWrite(n, off) || !d.gate.enter() {
 		return false
 	}
-	if !d.handler.host.channel.Owns(l.r) {
+	if !d.handler.direct.Load().Owns(l.r) {
 		d.gate.leave()
 		return false
 	}
 	r := l.r
 	l.r = nil
 	r.Shrink(uint64(n))
-	d.start(r, off, done)
+	d.issue(r, off, true, done)
 	return true
-}
-
-// start sends a request. The caller has entered the gate; finishTransfer leaves it.
-func (d *Device) start(r *shared.Request, off int64, done Completion) {
-	t := transfers.Get().(*transfer)
-	t.d, t.done = d, done
-	r.Device, r.Offset, r.User, r.Done = uint32(d.minor), uint64(off), t, finishTransfer
-	d.handler.host.channel.Push(r)
-}
-
-// finishTransfer is the Done of a transfer's request.
-func finishTransfer(r *shared.Request) {
-	t := r.User.(*transfer)
-	d, done := t.d, t.done
-	*t = transfer{}
-	transfers.Put(t)
-	switch {
-	case r.Err != nil:
-		done.Complete(nil, 0, d.requestError(r.Op, int(r.Length), int64(r.Offset), r.Err, Status(r.STS)))
-	case r.Op == shared.OpRead:
-		done.Complete(r.Payload(), int(r.Length), nil)
-	default:
-		done.Complete(nil, int(r.Length), nil)
-	}
-	r.Release()
-	d.gate.leave()
 }
 
 // Commit makes sure that the handler's host sees the transfers that were started: once for a batch of them, from the
 // goroutine that started them. With a spin limit above 0 it then waits at most so long for completions and carries them
 // out itself; that pays when the caller's transfer is the only one in flight.
 func (d *Device) Commit(spin time.Duration) {
-	c := d.handler.host.channel
+	c := d.handler.direct.Load()
 	c.Kick()
 	if spin > 0 {
 		c.Spin(spin)

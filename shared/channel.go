@@ -75,6 +75,7 @@ type Channel struct {
 
 	requests [RingEntries]Request // by tag; each belongs to whoever Get gave it to
 
+	clock    atomic.Int64 // counts the calls of Tick
 	stopping atomic.Bool
 	reaper   chan struct{} // closed when the completion thread has ended
 }
@@ -95,6 +96,9 @@ type Request struct {
 	Device uint32 // index given to the host when the device was opened
 	Offset uint64 // bytes, where on the device
 
+	// Patience is how many calls of Tick the request may be in flight for; 0: any number.
+	Patience int64
+
 	// Done is called exactly once per Submit, on the channel's completion thread or, when the channel is abandoned, on
 	// the goroutine that does so. It must not block.
 	Done func(*Request)
@@ -103,6 +107,8 @@ type Request struct {
 	Err error
 	// STS is the handler's TCMU_STS status, valid from Done on unless Err is ErrPeerGone.
 	STS int32
+	// Sent is valid from Done on: false if the channel was abandoned before the host could see the request.
+	Sent bool
 
 	// User is the caller's own.
 	User any
@@ -111,6 +117,7 @@ type Request struct {
 	tag      uint32
 	gen      atomic.Uint32 // uses of the tag
 	inflight atomic.Bool   // from Submit until completion
+	deadline atomic.Int64  // in Channel.clock; 0: none
 	memOff   uint64        // piece of the arena, memLen bytes; memLen 0: none
 	memLen   uint64
 }
@@ -223,9 +230,13 @@ func (c *Channel) tryGet(op Op, n uint64) *Request {
 	}
 	c.tags = c.tags[:len(c.tags)-1]
 	r.Length, r.Device, r.Offset, r.Done, r.Err, r.STS, r.User = n, 0, 0, nil, nil, 0, nil
+	r.Patience, r.Sent = 0, false
 	c.out++
 	return r
 }
+
+// Channel is the channel that the request belongs to.
+func (r *Request) Channel() *Channel { return r.ch }
 
 // direction tells which arena holds the payload: 0 submit, 1 complete.
 func (r *Request) direction() int {
@@ -297,19 +308,27 @@ func (r *Request) Shrink(n uint64) {
 // abandoned channel at once, with ErrPeerGone.
 func (c *Channel) Submit(requests ...*Request) {
 	for _, r := range requests {
-		c.Push(r)
+		r.Push()
 	}
 	c.Kick()
 }
 
 // Push sends a request without ringing the doorbell: Kick must follow, or the host may never look. Done is called in
 // any case; on an abandoned channel at once, with ErrPeerGone.
-func (c *Channel) Push(r *Request) {
+func (r *Request) Push() {
+	c := r.ch
 	c.sqMu.Lock()
 	if c.gone {
 		c.sqMu.Unlock()
+		r.Sent = false
 		r.finish(ErrPeerGone)
 		return
+	}
+	r.Sent = true
+	if r.Patience > 0 {
+		r.deadline.Store(c.clock.Load() + r.Patience)
+	} else {
+		r.deadline.Store(0)
 	}
 	c.publish(r)
 	c.unrung++
@@ -348,6 +367,7 @@ func (c *Channel) publish(r *Request) {
 	// change. What orders the two otherwise goes through the host, out of the sight of Go's memory model.
 	r.inflight.Store(true)
 	c.sqTail++
+	r.inflight.Store(true) // the last access: the request's next owner may get it at any moment after the next line
 	s.store64(base+sqeSeq, c.sqTail)
 }
 
@@ -515,6 +535,26 @@ func (c *Channel) Abandon() {
 		r.finish(ErrPeerGone)
 	}
 }
+
+// Tick advances the channel's clock, in which Request.Patience counts, and reports whether a request in flight has run out
+// of patience.
+func (c *Channel) Tick() (overdue bool) {
+	now := c.clock.Add(1)
+	for t := range c.requests {
+		if r := &c.requests[t]; r.inflight.Load() && r.overdue(now) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Request) overdue(now int64) bool {
+	deadline := r.deadline.Load()
+	return deadline != 0 && now > deadline
+}
+
+// Overdue reports whether the request was in flight for longer than its Patience. From Done on.
+func (r *Request) Overdue() bool { return r.Sent && r.overdue(r.ch.clock.Load()) }
 
 // InFlight is the number of requests that Get has handed out and that were not yet released.
 func (c *Channel) InFlight() int {

@@ -407,7 +407,7 @@ func TestSpin(t *testing.T) {
 		}
 		done := make(chan struct{})
 		r.Done = func(*Request) { close(done) }
-		c.Push(r)
+		r.Push()
 		c.Kick()
 		c.Spin(50 * time.Microsecond)
 		if i%100 == 99 {

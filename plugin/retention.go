@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plugin
+
+import (
+	"sync"
+
+	"github.com/fuse-tcmur/fuse_tcmur/shared"
+)
+
+const (
+	// DefaultRetention is how many bytes of unflushed writes are kept for a device.
+	DefaultRetention = 32 << 20
+	// retentionChunk is the unit in which memory for them is allocated. It holds any one payload.
+	retentionChunk = 2 << 20
+	// entryCost is what an entry counts beyond its payload, so that a flood of changes without any payload is bounded.
+	entryCost = 64
+)
+
+// retention keeps the writes of a device that have completed but that no completed flush covers: a handler may have
+// acknowledged them into the memory of its process. When that dies they are sent again, in the order in which they
+// completed. Entries have positions, counted from 1; a flush covers all up to the position at its issue.
+type retention struct {
+	mu      sync.Mutex
+	entries []retained // in the order of completion
+	first   uint64     // position of entries[0]
+	bytes   int64
+	room    *sync.Cond // told when bytes has fallen
+	flush   bool       // an automatic flush is under way
+	failed  error      // of the last automatic flush; nil once one has succeeded
+	chunk   []byte     // what is left of the current chunk
+}
+
+// retained is one change of the device's contents.
+type retained struct {
+	op     shared.Op
+	off    uint64
+	length uint64
+	data   []byte // of a write
+}
+
+func newRetention() *retention {
+	r := &retention{first: 1}
+	r.room = sync.NewCond(&r.mu)
+	return r
+}
+
+// position is that of the latest entry.
+func (r *retention) position() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.first + uint64(len(r.entries)) - 1
+}
+
+// add appends a completed request and returns the bytes kept. The payload is copied.
+func (r *retention) add(req *shared.Request) int64 {
+	e := retained{op: req.Op, off: req.Offset, length: req.Length}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if req.Op == shared.OpWrite {
+		n := int(req.Length)
+		if n > len(r.chunk) {
+			// The garbage collector takes a chunk back when the last entry in it is gone.
+			r.chunk = make([]byte, max(n, retentionChunk))
+		}
+		e.data = r.chunk[:n:n]
+		r.chunk = r.chunk[n:]
+		copy(e.data, req.Payload())
+	}
+	r.entries = append(r.entries, e)
+	r.bytes += int64(len(e.data)) + entryCost
+	return r.bytes
+}
+
+// release drops the entries up to a position.
+func (r *retention) release(position uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if position < r.first {
+		return
+	}
+	n := position - r.first + 1
+	for i := range r.entries[:n] {
+		r.bytes -= int64(len(r.entries[i].data)) + entryCost
+	}
+	rest := copy(r.entries, r.entries[n:])
+	clear(r.entries[rest:])
+	r.entries = r.entries[:rest]
+	r.first = position + 1
+	r.room.Broadcast()
+}
+
+// snapshot is all entries, for a replay, during which none is added or dropped.
+func (r *retention) snapshot() []retained {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]retained(nil), r.entries...)
+}
+
+// held is the number of bytes kept.
+func (r *retention) held() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bytes
+}
+
+// retain keeps a completed change of the device, and has it flushed when too much is kept.
+func (d *Device) retain(req *shared.Request) {
+	if !d.retains {
+		return
+	}
+	if d.unflushed.add(req) > d.opts.Retention/2 {
+		d.flushSoon()
+	}
+}
+
+// flushSoon starts a flush of the device's own, unless one is under way.
+func (d *Device) flushSoon() {
+	r := d.unflushed
+	r.mu.Lock()
+	if r.flush {
+		r.mu.Unlock()
+		return
+	}
+	r.flush = true
+	r.mu.Unlock()
+	go func() {
+		err := d.Flush()
+		if err != nil {
+			d.handler.log.Warn("flushing what is retained failed", "device", d.name, "retained", r.held(), "error", err)
+		}
+		r.mu.Lock()
+		r.flush, r.failed = false, err
+		r.room.Broadcast()
+		r.mu.Unlock()
+	}()
+}
+
+// awaitRoom waits until a change may be sent: the retained ones may exceed the limit only by what is in flight. When
+// they cannot be flushed it returns why.
+func (d *Device) awaitRoom() error {
+	if !d.retains {
+		return nil
+	}
+	r := d.unflushed
+	for {
+		r.mu.Lock()
+		for r.bytes >= d.opts.Retention && r.flush {
+			r.room.Wait()
+		}
+		full, err := r.bytes >= d.opts.Retention, r.failed
+		r.failed = nil // the next one tries again
+		r.mu.Unlock()
+		if !full || err != nil {
+			return err
+		}
+		d.flushSoon()
+	}
+}
+
+// full tells, without waiting, whether awaitRoom would have to wait.
+func (d *Device) full() bool { return d.retains && d.unflushed.held() >= d.opts.Retention }
+
+// replayWindow is how many retained changes are sent at once.
+const replayWindow = 64
+
+// replay sends everything retained to a new host, in order: only changes that do not overlap are under way together. Its
+// error is shared.ErrPeerGone when that host has died, or the errno of a change that it refuses.
+func (d *Device) replay(c *shared.Channel) error {
+	var window []retained
+	results := make(chan error, replayWindow)
+	drain := func() error {
+		c.Kick()
+		var first error
+		for range window {
+			if err := <-results; first == nil {
+				first = err
+			}
+		}
+		window = window[:0]
+		return first
+	}
+	for _, e := range d.unflushed.snapshot() {
+		if len(window) == replayWindow || overlaps(window, e) {
+			if err := drain(); err != nil {
+				return err
+			}
+		}
+		r := c.TryGet(e.op, uint64(len(e.data)))
+		if r == nil {
+			if err := drain(); err != nil {
+				return err
+			}
+			var err error
+			if r, err = c.Get(e.op, uint64(len(e.data))); err != nil {
+				return err
+			}
+		}
+		copy(r.Payload(), e.data)
+		r.Device, r.Offset, r.Length, r.Patience = uint32(d.minor), e.off, e.length, d.patience
+		r.Done = func(r *shared.Request) {
+			err := r.Err
+			r.Release()
+			results <- err
+		}
+		window = append(window, e)
+		r.Push()
+	}
+	return drain()
+}
+
+func overlaps(window []retained, e retained) bool {
+	for _, w := range window {
+		if e.off < w.off+w.length && w.off < e.off+e.length {
+			return true
+		}
+	}
+	return false
+}
