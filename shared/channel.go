@@ -367,7 +367,6 @@ func (c *Channel) publish(r *Request) {
 	// change. What orders the two otherwise goes through the host, out of the sight of Go's memory model.
 	r.inflight.Store(true)
 	c.sqTail++
-	r.inflight.Store(true) // the last access: the request's next owner may get it at any moment after the next line
 	s.store64(base+sqeSeq, c.sqTail)
 }
 

@@ -140,6 +140,7 @@ func (b *bed) takeDown() {
 	for _, loop := range loopsBelow(b.mounts) {
 		_ = exec.Command("losetup", "-d", loop).Run()
 	}
+	os.RemoveAll(b.sockets) // fronts and hosts that are killed leave theirs behind
 }
 
 // awaitNothingLeft gives what ends by itself the time to do so, and lists what does not.
