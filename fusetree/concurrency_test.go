@@ -71,7 +71,7 @@ func TestConcurrentUse(t *testing.T) {
 	close(stop)
 	churn.Wait()
 
-	ok(t, "Unmount", s.Unmount(false))
+	s.unmount(t)
 	s.wantRun(t, nil)
 	for i := range files {
 		ok(t, "Remove", s.Remove(fmt.Sprint("stable", i), s.Root()))

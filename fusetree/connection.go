@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The connection is what the transports have in common. READ and WRITE to nodes that want it so (Ops.Start) go to the
+// The connection is what the transports have in common. READ, WRITE and FSYNC to nodes that want it so (Ops.Start) go to the
 // node straight from the thread that a request arrives on, in batches, and are answered by whoever completes them.
 // Everything else is go-fuse's ProtocolServer's to parse and rawFS's to answer.
 
@@ -42,6 +42,7 @@ const (
 	opRead        = 15
 	opWrite       = 16
 	opStatfs      = 17
+	opFsync       = 20
 	opFlush       = 25
 	opInit        = 26
 	opOpendir     = 27
@@ -79,32 +80,17 @@ type connection struct {
 
 // newTransport takes over a descriptor of /dev/fuse that has been mounted, and exchanges INIT with the kernel.
 func newTransport(t *Tree, fd int, opts *fuse.MountOptions) (transport, error) {
-	c := &connection{tree: t, maxWrite: opts.MaxWrite, fd: fd, idle: make(chan struct{})}
-	var rings *ringSet
-	err := c.readInit()
-	if err == nil {
-		rings, err = c.wantedRings()
-	}
-	if err == nil {
-		if rings != nil {
-			opts.ExtraCapabilities |= fuse.CAP_OVER_IO_URING
-		}
-		c.protocol = fuse.NewProtocolServer(&rawFS{t}, opts)
-		if err = c.answer(fd, [][]byte{c.init}, smallReply); err != nil {
-			err = fmt.Errorf("FUSE handshake: %w", err)
-		}
-	}
-	if err == nil && rings != nil {
-		rings, err = c.agreedRings(rings)
+	c := newConnection(t, fd, opts)
+	rings, err := c.handshake(opts)
+	if err != nil {
+		c.close()
+		return nil, err
 	}
 	readers := maxReaders
 	if rings != nil {
-		readers = 1 // there will be little to do
+		readers = 1 // it will have little to do
 	}
-	var device *deviceReaders
-	if err == nil {
-		device, err = newDeviceReaders(c, readers)
-	}
+	device, err := newDeviceReaders(c, readers)
 	switch {
 	case err != nil:
 		if rings != nil {
@@ -118,21 +104,57 @@ func newTransport(t *Tree, fd int, opts *fuse.MountOptions) (transport, error) {
 	return &deviceTransport{c, device}, nil
 }
 
+func newConnection(t *Tree, fd int, opts *fuse.MountOptions) *connection {
+	return &connection{tree: t, maxWrite: opts.MaxWrite, fd: fd, idle: make(chan struct{})}
+}
+
+// handshake exchanges INIT with the kernel, and returns the rings that requests will arrive on; nil if there are none.
+func (c *connection) handshake(opts *fuse.MountOptions) (*ringSet, error) {
+	if err := c.readInit(); err != nil {
+		return nil, fmt.Errorf("FUSE handshake: %w", err)
+	}
+	rings, err := c.wantedRings()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.answerInit(opts, rings != nil); err != nil {
+		if rings != nil {
+			rings.close()
+		}
+		return nil, fmt.Errorf("FUSE handshake: %w", err)
+	}
+	if rings == nil {
+		return nil, nil
+	}
+	return c.agreedRings(rings)
+}
+
 // readInit receives the kernel's first request.
 func (c *connection) readInit() error {
 	buf := make([]byte, max(headerSize+c.maxWrite, smallReply))
-	n, err := unix.Read(c.fd, buf)
-	for errno := syscall.Errno(0); err != nil && errors.As(err, &errno) && retryable(errno); {
-		n, err = unix.Read(c.fd, buf)
+	for {
+		n, err := unix.Read(c.fd, buf)
+		if errno := syscall.Errno(0); errors.As(err, &errno) && retryable(errno) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		c.init = append([]byte(nil), buf[:n]...)
+		if n < inHeaderSize || (*fuse.InHeader)(unsafe.Pointer(&buf[0])).Opcode != opInit {
+			return errShortRequest
+		}
+		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("FUSE handshake: %w", err)
+}
+
+// answerInit tells the kernel what we can do, rings included.
+func (c *connection) answerInit(opts *fuse.MountOptions, withRings bool) error {
+	if withRings {
+		opts.ExtraCapabilities |= fuse.CAP_OVER_IO_URING
 	}
-	c.init = append([]byte(nil), buf[:n]...)
-	if n < int(unsafe.Offsetof(fuse.InitIn{}.Flags2)) || (*fuse.InHeader)(unsafe.Pointer(&buf[0])).Opcode != opInit {
-		return fmt.Errorf("FUSE handshake: %w", errShortRequest)
-	}
-	return nil
+	c.protocol = fuse.NewProtocolServer(&rawFS{c.tree}, opts)
+	return c.answer(c.fd, [][]byte{c.init}, smallReply)
 }
 
 // initFlags is what the kernel can do.
@@ -239,8 +261,8 @@ func answersAtOnce(opcode uint32) bool {
 	return false
 }
 
-// handle has a request answered by go-fuse and rawFS. It returns the size of the reply that is now in out, 0 if there is
-// to be none.
+// handle has a request answered by go-fuse and rawFS. It returns the size of the reply that is now in out, 0 if there
+// is to be none.
 func (c *connection) handle(in, out [][]byte) int {
 	n, status := c.protocol.HandleRequest(in, out)
 	if !status.Ok() {

@@ -233,10 +233,11 @@ func (b *batch) read(from *descriptor, wait bool) readResult {
 	if b.lent != nil {
 		data = b.lent.Bytes()
 	}
-	if (h.Opcode == opRead || h.Opcode == opWrite) && int(n) >= headerSize {
-		if node, taken := b.c.startIO(from, &h.InHeader, &h.io, data[:int(n)-headerSize], b.lent); taken {
+	payload := max(0, int(n)-headerSize)
+	if int(n) >= headerSize || h.Opcode == opFsync && int(n) >= fsyncSize {
+		if node, taken := b.c.startIO(from, &h.InHeader, &h.io, data[:payload], b.lent); taken {
 			b.due.add(node)
-			b.chooseBuffer(node, int(n)-headerSize)
+			b.chooseBuffer(node, payload)
 			return readIO
 		}
 	}

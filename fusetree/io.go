@@ -11,10 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IO is one read or write that a node carries out when it pleases: it is given to Ops.Start, and Complete ends it.
+// IOKind is what an IO is to do.
+type IOKind int
+
+// The kinds of IO.
+const (
+	Read IOKind = iota
+	Write
+	Fsync
+)
+
+// String is the operation's name in logs.
+func (k IOKind) String() string { return [...]string{"read", "write", "fsync"}[k] }
+
+// IO is one read, write or fsync that a node carries out when it pleases: it is given to Ops.Start, and Complete ends it.
 type IO struct {
 	File   *File
-	Write  bool
+	Kind   IOKind
 	Offset int64
 	Size   int        // bytes: wanted, or len(Payload)
 	Flags  WriteFlags // of a write
@@ -45,7 +58,7 @@ type replyHeader struct {
 	written fuse.WriteOut
 }
 
-// Complete ends the request with the error, or with data for a read and a count n for a write. It must be called
+// Complete ends the request with the error, or with data for a read, a count n for a write. It must be called
 // exactly once, from any goroutine; data may be reused when it returns, and the IO must not be touched any more. How
 // errors reach the user is as for Ops.Read and Ops.Write, but an error is reported even where n is not 0.
 func (r *IO) Complete(data []byte, n int, err error) {
@@ -54,37 +67,50 @@ func (r *IO) Complete(data []byte, n int, err error) {
 	*h = replyHeader{OutHeader: fuse.OutHeader{Length: uint32(unsafe.Sizeof(h.OutHeader)), Unique: r.unique}}
 	switch {
 	case err != nil && !errors.Is(err, io.EOF):
-		op := "read"
-		if r.Write {
-			op = "write"
-		}
-		h.Status = -int32(c.tree.status(r.File.Node, op, err))
+		h.Status = -int32(c.tree.status(r.File.Node, r.Kind.String(), err))
 		data = nil
-	case r.Write:
+	case r.Kind == Write:
 		h.written.Size = uint32(n)
 		h.Length = uint32(unsafe.Sizeof(*h))
+		data = nil
+	case r.Kind == Fsync:
 		data = nil
 	}
 	r.origin.reply(r, data)
 	c.put(r)
 }
 
-// startIO hands a READ or WRITE to the node if the node takes it this way. payload is the data of a WRITE. It returns
-// the node whose Commit has to follow, nil if there is none; taken is false when the request must go the slow way.
+// startIO hands a READ, WRITE or FSYNC to the node if the node takes it this way; other requests it leaves alone. payload
+// is the data of a WRITE. It returns the node whose Commit has to follow, nil if there is none; taken is false when the
+// request must go the slow way.
 func (c *connection) startIO(
 	from origin, in *fuse.InHeader, arg *ioArgument, payload []byte, buf Buffer,
 ) (n *Node, taken bool) {
+	var kind IOKind
+	switch in.Opcode {
+	case opRead:
+	case opWrite:
+		kind = Write
+	case opFsync:
+		kind = Fsync
+	default:
+		return nil, false
+	}
 	f := c.tree.files.get(arg.fh)
 	if f == nil || f.Node.ops.Start == nil || f.Node.gone.Load() {
 		return nil, false
 	}
 	r := c.get()
-	r.File, r.origin, r.unique = f, from, in.Unique
-	r.Offset, r.Size = int64(arg.offset), int(arg.size)
-	r.Write = in.Opcode == opWrite
-	if r.Write {
+	r.File, r.origin, r.unique, r.Kind = f, from, in.Unique, kind
+	switch kind {
+	case Read:
+		r.Offset, r.Size = int64(arg.offset), int(arg.size)
+	case Write:
+		r.Offset, r.Size = int64(arg.offset), int(arg.size)
 		r.Flags = WriteFlags(arg.writeFlags)
 		r.Payload, r.Buffer = payload, buf
+	case Fsync:
+		r.Offset, r.Size = 0, 0
 	}
 	if !f.Node.ops.Start(r) {
 		c.put(r)
@@ -112,7 +138,8 @@ func (c *connection) put(r *IO) {
 	}
 }
 
-// ioArgument follows the header of READ and WRITE: struct fuse_read_in and fuse_write_in are the same so far.
+// ioArgument follows the header of READ and WRITE: struct fuse_read_in and fuse_write_in are the same so far. That of
+// FSYNC, struct fuse_fsync_in, is shorter and begins with fh, too.
 type ioArgument struct {
 	fh         uint64
 	offset     uint64
@@ -122,6 +149,9 @@ type ioArgument struct {
 	writeFlags uint32
 	_          uint32
 }
+
+// fsyncSize is the size of a FSYNC request.
+const fsyncSize = inHeaderSize + 16
 
 const (
 	inHeaderSize  = int(unsafe.Sizeof(fuse.InHeader{}))

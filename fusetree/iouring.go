@@ -109,8 +109,8 @@ type ioRing struct {
 // wakeUp is the user data of the completion that a wake causes.
 const wakeUp = ^uint64(0)
 
-// newRing makes a ring for the calling thread. ENOSYS, EPERM: there is no io_uring, or not for us. EINVAL: the kernel is
-// older than 6.6.
+// newRing makes a ring for the calling thread. ENOSYS, EPERM: there is no io_uring, or not for us. EINVAL: the kernel
+// is older than 6.6.
 func newRing() (*ioRing, error) {
 	params := ringParams{
 		cqEntries: completionEntries,

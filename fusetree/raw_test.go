@@ -640,7 +640,7 @@ func TestDetachWhileOpen(t *testing.T) {
 	ok(t, "close", f.Close())
 	ok(t, "close", g.Close())
 	ok(t, "Remove", s.Remove("file", s.Root()))
-	ok(t, "Unmount", s.Unmount(false))
+	s.unmount(t)
 	s.wantRun(t, nil)
 	if string(old.bytes(0, 3)) != "old" || string(young.bytes(0, 3)) != "new" {
 		t.Errorf("contents: %q %q", old.bytes(0, 3), young.bytes(0, 3))

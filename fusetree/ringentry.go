@@ -80,7 +80,7 @@ func (e *ringEntry) request() (in [][]byte, payload []byte, err error) {
 // reply implements origin.
 func (e *ringEntry) reply(r *IO, data []byte) {
 	size := copy(e.payload, data)
-	if int(r.header.Length) > outHeaderSize && r.Write {
+	if int(r.header.Length) > outHeaderSize && r.Kind == Write {
 		*(*fuse.WriteOut)(unsafe.Pointer(&e.payload[0])) = r.header.written
 		size = int(unsafe.Sizeof(r.header.written))
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,22 +18,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FUSE over io_uring. The kernel has a queue for each processor: a request goes to the queue of the processor that it is
-// made on, which needs an entry (room for one request) to spare, or else the request waits. Entries are given to the
+// FUSE over io_uring. The kernel has a queue for each processor: a request goes to the queue of the processor that it
+// is made on, and waits there if the queue has no entry (room for one request) to spare. Entries are given to the
 // kernel by a command on a ring, whose completion means that the entry holds a request; one further command commits the
 // reply and gives the entry back.
 //
 // Each processor has a thread here with a ring, which serves the entries of the processor's queue. It alone may touch
 // the ring; others who complete a request leave the entry in a list and, if the thread is asleep, wake it.
 //
-// What answers no request (FORGET, INTERRUPT, messages to the kernel) still goes through /dev/fuse, and so does
-// everything until all queues have entries. When the connection ends, the kernel fails every command of every entry, and
-// the threads end when they have seen it.
+// FORGET, INTERRUPT and messages to the kernel still go through /dev/fuse. When the connection ends, the kernel fails
+// the command of each entry, those that are yet to come included; a thread ends when it has seen all of its own fail.
 
 const (
-	// queueDepth is how many entries a queue has to begin with, and how many it gets at a time when they are about to run
-	// out. Only so is a node whose requests hang no obstacle to others.
-	queueDepth = 64
+	// queueDepth is how many entries a queue has to begin with, and how many more it gets at a time when they are about
+	// to run out: a node whose requests hang must be no obstacle to others. It comes too late for what a burst has left
+	// waiting in the kernel, which then proceeds as other requests end; so the depth is that of large bursts.
+	queueDepth = 128
 	// minPayload is the least room for payload that the kernel accepts, in bytes.
 	minPayload = 8192
 
@@ -151,7 +152,9 @@ func (s *ringSet) proceed() {
 func (s *ringSet) await() error {
 	var failed error
 	for _, t := range s.threads {
-		if err := <-t.results; err != nil && failed == nil {
+		err := <-t.results
+		// After one failure the kernel refuses everything, which says nothing.
+		if err != nil && (failed == nil || errors.Is(failed, syscall.EOPNOTSUPP)) {
 			failed = err
 		}
 	}
@@ -265,7 +268,9 @@ func (t *ringThread) register() error {
 		if !ok {
 			break
 		}
-		failed = syscall.Errno(-done.result)
+		if failed == nil {
+			failed = syscall.Errno(-done.result)
+		}
 		t.lose(t.entries[done.userData])
 	}
 	for _, q := range t.queues {
@@ -405,12 +410,10 @@ func (t *ringThread) takeRequest(e *ringEntry) bool {
 		t.grow(e.queue)
 	}
 	h := e.header()
-	if h.Opcode == opRead || h.Opcode == opWrite {
-		if _, payload, err := e.request(); err == nil {
-			if node, taken := t.c.startIO(e, h, e.argument(), payload, nil); taken {
-				t.due.add(node)
-				return true
-			}
+	if _, payload, err := e.request(); err == nil {
+		if node, taken := t.c.startIO(e, h, e.argument(), payload, nil); taken {
+			t.due.add(node)
+			return true
 		}
 	}
 	if answersAtOnce(h.Opcode) {
@@ -428,6 +431,7 @@ func (t *ringThread) lost(e *ringEntry, reason syscall.Errno) {
 	case unix.ENOTCONN, unix.ECONNABORTED, unix.ENODEV, unix.ECANCELED, unix.ENOENT:
 	default:
 		t.c.tree.log.Error("the kernel refuses room for requests", "processor", e.queue.id, "error", reason)
+		t.most = 0
 	}
 }
 
@@ -503,17 +507,27 @@ func possibleProcessors() (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	count, err := countProcessors(strings.TrimSpace(string(list)))
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", file, err)
+	}
+	return count, nil
+}
+
+// countProcessors counts the members of a list such as "0-3,8".
+func countProcessors(list string) (int, error) {
 	count := 0
-	for part := range strings.SplitSeq(strings.TrimSpace(string(list)), ",") {
-		var first, last int
-		switch n, _ := fmt.Sscanf(part, "%d-%d", &first, &last); n {
-		case 2:
-			count += last - first + 1
-		case 1:
-			count++
-		default:
-			return 0, fmt.Errorf("%s says %q: %w", file, list, syscall.EINVAL)
+	for part := range strings.SplitSeq(list, ",") {
+		from, to, isRange := strings.Cut(part, "-")
+		first, err := strconv.ParseUint(from, 10, 16)
+		last := first
+		if err == nil && isRange {
+			last, err = strconv.ParseUint(to, 10, 16)
 		}
+		if err != nil || last < first {
+			return 0, fmt.Errorf("no list of processors: %q: %w", list, syscall.EINVAL)
+		}
+		count += int(last-first) + 1
 	}
 	return count, nil
 }

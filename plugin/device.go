@@ -154,7 +154,7 @@ func (d *Device) compare(r *hostpb.OpenReply) error {
 
 // fail ends the device's service for good; all its requests fail with the reason.
 func (d *Device) fail(reason error) {
-	err := fmt.Errorf("%s has failed: %w (%w)", d.name, reason, syscall.EIO)
+	var err error = control.Failf(syscall.EIO, "%s has failed: %v", d.name, reason) // whatever errno the reason has
 	if d.failed.CompareAndSwap(nil, &err) {
 		d.handler.log.Error("device has failed; remove it", "device", d.name, "reason", reason)
 	}

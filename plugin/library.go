@@ -381,6 +381,9 @@ func (l *Library) RemoveDevice(ctx context.Context, minor int) error {
 		l.devices[minor] = nil
 	}
 	l.mu.Unlock()
+	if !busy {
+		d.unflushed.drop()
+	}
 	switch {
 	case busy:
 		return fmt.Errorf("remove: %w", err)
@@ -419,7 +422,9 @@ func (l *Library) ForceRemoveDevice(minor int) error {
 	l.mu.Lock()
 	l.devices[minor] = nil
 	l.mu.Unlock()
-	if held := d.unflushed.held(); held > 0 {
+	held := d.unflushed.held()
+	d.unflushed.drop()
+	if held > 0 {
 		return control.Failf(syscall.EIO, "remove %s: removed by force; %d bytes of unflushed writes may be lost", d.name, held)
 	}
 	return nil

@@ -80,6 +80,9 @@ func opDone(r *shared.Request) {
 func (o *op) end(err error) {
 	d, r, done, gated, ended := o.d, o.req, o.done, o.gated, o.ended
 	n := int(r.Length)
+	if failure := d.failure(); err != nil && failure != nil {
+		err = failure // the host does not know the device any more
+	}
 	switch {
 	case err != nil:
 		done.Complete(nil, 0, d.requestError(r.Op, n, int64(r.Offset), err, Status(r.STS)))

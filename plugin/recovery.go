@@ -428,6 +428,7 @@ func (h *handler) giveUp(err error) {
 	} else {
 		h.log.Error("handler has failed; remove its devices, unload it and load it again", "handler", h.subtype,
 			"reason", err)
+		err = control.Failf(syscall.EIO, "%v", err) // whatever errno the last attempt ended with
 	}
 	h.mu.Lock()
 	parked := h.parked
@@ -435,6 +436,6 @@ func (h *handler) giveUp(err error) {
 	h.resume(err)
 	h.mu.Unlock()
 	for _, o := range parked {
-		o.end(fmt.Errorf("%w (%w)", err, syscall.EIO))
+		o.end(err)
 	}
 }

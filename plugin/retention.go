@@ -11,8 +11,12 @@ import (
 const (
 	// DefaultRetention is how many bytes of unflushed writes are kept for a device.
 	DefaultRetention = 32 << 20
-	// retentionChunk is the unit in which memory for them is allocated. It holds any one payload.
-	retentionChunk = 2 << 20
+	// chunkSize is the unit in which memory for copies of payloads is allocated. It holds any one payload.
+	chunkSize = 1 << 20
+	// spareChunks is how many of them are kept for later.
+	spareChunks = 4
+	// keepSize is the size in bytes from which on a payload is not copied but kept where it is, in the channel.
+	keepSize = 64 << 10
 	// entryCost is what an entry counts beyond its payload, so that a flood of changes without any payload is bounded.
 	entryCost = 64
 )
@@ -28,7 +32,15 @@ type retention struct {
 	room    *sync.Cond // told when bytes has fallen
 	flush   bool       // an automatic flush is under way
 	failed  error      // of the last automatic flush; nil once one has succeeded
-	chunk   []byte     // what is left of the current chunk
+	chunk   *chunk     // where the next copy goes; nil if there is none yet
+	spare   []*chunk
+}
+
+// chunk is memory for copies, used from the beginning to the end.
+type chunk struct {
+	memory []byte // all of it
+	used   int    // bytes
+	live   int    // entries that have their data here
 }
 
 // retained is one change of the device's contents.
@@ -36,7 +48,9 @@ type retained struct {
 	op     shared.Op
 	off    uint64
 	length uint64
-	data   []byte // of a write
+	data   []byte // of a write; in chunk or piece
+	chunk  *chunk
+	piece  *shared.Piece
 }
 
 func newRetention() *retention {
@@ -52,24 +66,47 @@ func (r *retention) position() uint64 {
 	return r.first + uint64(len(r.entries)) - 1
 }
 
-// add appends a completed request and returns the bytes kept. The payload is copied.
+// add appends a completed request and returns the bytes kept.
 func (r *retention) add(req *shared.Request) int64 {
 	e := retained{op: req.Op, off: req.Offset, length: req.Length}
+	if req.Op == shared.OpWrite && req.Length >= keepSize {
+		if e.piece = req.Keep(); e.piece != nil {
+			e.data = e.piece.Bytes()[:e.length]
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if req.Op == shared.OpWrite {
-		n := int(req.Length)
-		if n > len(r.chunk) {
-			// The garbage collector takes a chunk back when the last entry in it is gone.
-			r.chunk = make([]byte, max(n, retentionChunk))
-		}
-		e.data = r.chunk[:n:n]
-		r.chunk = r.chunk[n:]
-		copy(e.data, req.Payload())
+	if req.Op == shared.OpWrite && e.piece == nil {
+		r.copy(&e, req.Payload()[:e.length])
 	}
 	r.entries = append(r.entries, e)
 	r.bytes += int64(len(e.data)) + entryCost
 	return r.bytes
+}
+
+// copy gives the entry a copy of the data; mu is held.
+func (r *retention) copy(e *retained, data []byte) {
+	c := r.chunk
+	if c == nil || c.used+len(data) > len(c.memory) {
+		r.recycle(c)
+		if n := len(r.spare); n > 0 {
+			c, r.spare = r.spare[n-1], r.spare[:n-1]
+		} else {
+			c = &chunk{memory: make([]byte, chunkSize)}
+		}
+		r.chunk = c
+	}
+	e.data, e.chunk = c.memory[c.used:c.used+len(data):c.used+len(data)], c
+	c.used += copy(e.data, data)
+	c.live++
+}
+
+// recycle takes a chunk that nothing is added to any more, unless there are entries in it; mu is held.
+func (r *retention) recycle(c *chunk) {
+	if c != nil && c.live == 0 && len(r.spare) < spareChunks {
+		c.used = 0
+		r.spare = append(r.spare, c)
+	}
 }
 
 // release drops the entries up to a position.
@@ -81,7 +118,16 @@ func (r *retention) release(position uint64) {
 	}
 	n := position - r.first + 1
 	for i := range r.entries[:n] {
-		r.bytes -= int64(len(r.entries[i].data)) + entryCost
+		e := &r.entries[i]
+		r.bytes -= int64(len(e.data)) + entryCost
+		switch {
+		case e.piece != nil:
+			e.piece.Release()
+		case e.chunk != nil:
+			if e.chunk.live--; e.chunk != r.chunk {
+				r.recycle(e.chunk)
+			}
+		}
 	}
 	rest := copy(r.entries, r.entries[n:])
 	clear(r.entries[rest:])
@@ -89,6 +135,9 @@ func (r *retention) release(position uint64) {
 	r.first = position + 1
 	r.room.Broadcast()
 }
+
+// drop drops all entries: the device is gone.
+func (r *retention) drop() { r.release(r.position()) }
 
 // snapshot is all entries, for a replay, during which none is added or dropped.
 func (r *retention) snapshot() []retained {

@@ -112,6 +112,20 @@ func (d *Device) StartLanded(l *Landing, n int, off int64, done Completion) bool
 	return true
 }
 
+// StartFlush begins a flush; Commit must follow. It never waits, and declines where Flush would.
+func (d *Device) StartFlush(done Completion) bool {
+	if !d.gate.enter() {
+		return false
+	}
+	r := d.handler.direct.Load().TryGet(shared.OpFlush, 0)
+	if r == nil {
+		d.gate.leave()
+		return false
+	}
+	d.issue(r, 0, true, done)
+	return true
+}
+
 // Commit makes sure that the handler's host sees the transfers that were started: once for a batch of them, from the
 // goroutine that started them. With a spin limit above 0 it then waits at most so long for completions and carries them
 // out itself; that pays when the caller's transfer is the only one in flight.

@@ -48,21 +48,23 @@ type Channel struct {
 	submit, complete *segment
 	fault            func(error)
 
-	memMu   sync.Mutex
-	arenas  [2]*arena // by Request.direction
-	room    uint64    // bytes of payload that may still be handed out
-	tags    []uint32  // free tags, last in first out
-	waiters []*waiter // who waits for a tag or for payload memory, in order of arrival
-	closed  bool      // Abandon was called: nothing is handed out any more
-	out     int       // requests handed out and not yet released
+	memMu     sync.Mutex
+	arenas    [2]*arena // by Request.direction
+	memory    uint64    // Options.Memory
+	room      uint64    // bytes of payload that may still be handed out
+	kept      uint64    // bytes of payload in Pieces
+	tags      []uint32  // free tags, last in first out
+	waiters   []*waiter // who waits for a tag or for payload memory, in order of arrival
+	closed    bool      // Abandon was called: nothing is handed out any more
+	suspended bool      // nothing but what is privileged is handed out
+	out       int       // requests handed out and not yet released
+	closing   bool      // Close was called: the memory goes with the last request and the last Piece
 
-	closing bool // Close was called: the memory goes with the last request
-
-	sqMu   sync.Mutex
-	sqTail uint64
-	gone   bool // Abandon was called: nothing is published any more, the segments are not touched any more
-
-	unrung int // published since the last doorbell
+	sqMu     sync.Mutex
+	sqTail   uint64
+	gone     bool // Abandon was called: nothing is published any more, the segments are not touched any more
+	refusing bool // nothing but what is privileged is published
+	unrung   int  // published since the last doorbell
 
 	reapMu sync.Mutex
 	cqHead atomic.Uint64 // written under reapMu
@@ -113,13 +115,14 @@ type Request struct {
 	// User is the caller's own.
 	User any
 
-	ch       *Channel
-	tag      uint32
-	gen      atomic.Uint32 // uses of the tag
-	inflight atomic.Bool   // from Submit until completion
-	deadline atomic.Int64  // in Channel.clock; 0: none
-	memOff   uint64        // piece of the arena, memLen bytes; memLen 0: none
-	memLen   uint64
+	ch         *Channel
+	tag        uint32
+	gen        atomic.Uint32 // uses of the tag
+	inflight   atomic.Bool   // from Submit until completion
+	privileged bool          // suspend.go
+	deadline   atomic.Int64  // in Channel.clock; 0: none
+	memOff     uint64        // piece of the arena, memLen bytes; memLen 0: none
+	memLen     uint64
 }
 
 // New makes a channel and starts its completion thread. Close must be called in the end.
@@ -143,7 +146,7 @@ func New(opts Options) (*Channel, error) {
 	c := &Channel{
 		submit: submit, complete: complete, fault: opts.Fault,
 		arenas: [2]*arena{newArena(opts.Memory), newArena(opts.Memory)},
-		room:   uint64(opts.Memory),
+		memory: uint64(opts.Memory), room: uint64(opts.Memory),
 		reaper: make(chan struct{}),
 	}
 	for t := RingEntries - 1; t >= 0; t-- {
@@ -170,13 +173,13 @@ func (c *Channel) CloseFiles() {
 
 // Get returns a request of the given operation with payload memory of n bytes (0 for operations without payload; at
 // most MaxPayload with one). When all requests or all memory are in use it waits its turn, first come first served.
-// The error is ErrPeerGone after Abandon, EINVAL for a bad n.
+// The error is ErrPeerGone after Abandon and while the channel is suspended, EINVAL for a bad n.
 func (c *Channel) Get(op Op, n uint64) (*Request, error) {
 	if op.carriesPayload() && n > MaxPayload {
 		return nil, fmt.Errorf("%s of %d bytes: at most %d: %w", op, n, MaxPayload, syscall.EINVAL)
 	}
 	c.memMu.Lock()
-	if c.closed {
+	if c.closed || c.suspended {
 		c.memMu.Unlock()
 		return nil, ErrPeerGone
 	}
@@ -195,12 +198,12 @@ func (c *Channel) Get(op Op, n uint64) (*Request, error) {
 	return nil, ErrPeerGone
 }
 
-// TryGet is Get for callers that must not wait: nil when it would have to, or when the channel was abandoned. n is at
-// most MaxPayload.
+// TryGet is Get for callers that must not wait: nil when it would have to, or when the channel was abandoned or is
+// suspended. n is at most MaxPayload.
 func (c *Channel) TryGet(op Op, n uint64) *Request {
 	c.memMu.Lock()
 	defer c.memMu.Unlock()
-	if c.closed || len(c.waiters) > 0 {
+	if c.closed || c.suspended || len(c.waiters) > 0 {
 		return nil
 	}
 	return c.tryGet(op, n)
@@ -230,7 +233,7 @@ func (c *Channel) tryGet(op Op, n uint64) *Request {
 	}
 	c.tags = c.tags[:len(c.tags)-1]
 	r.Length, r.Device, r.Offset, r.Done, r.Err, r.STS, r.User = n, 0, 0, nil, nil, 0, nil
-	r.Patience, r.Sent = 0, false
+	r.Patience, r.Sent, r.privileged = 0, false, false
 	c.out++
 	return r
 }
@@ -269,7 +272,59 @@ func (r *Request) Release() {
 	r.Done, r.User = nil, nil
 	c.tags = append(c.tags, r.tag)
 	c.out--
-	last := c.closing && c.out == 0
+	last := c.unused()
+	c.serveWaiters()
+	c.memMu.Unlock()
+	if last {
+		c.free()
+	}
+}
+
+// unused reports whether nobody will use the memory any more; it needs memMu.
+func (c *Channel) unused() bool { return c.closing && c.out == 0 && c.kept == 0 }
+
+// Piece is payload memory that outlives its request.
+type Piece struct {
+	c      *Channel
+	dir    int
+	off, n uint64
+}
+
+// Keep parts the payload memory from a request that has been done, for somebody who needs the payload for longer than
+// the request; nil when a half of the channel's memory is kept already, since what is kept leaves less for requests. A
+// piece survives Abandon and Close.
+func (r *Request) Keep() *Piece {
+	c := r.ch
+	c.memMu.Lock()
+	defer c.memMu.Unlock()
+	size := pieceSize(max(1, r.memLen))
+	if r.memLen == 0 || c.kept+size > c.memory/2 {
+		return nil
+	}
+	c.kept += size
+	p := &Piece{c, r.direction(), r.memOff, r.memLen}
+	r.memLen = 0
+	return p
+}
+
+// Bytes is the memory, as long as the request's payload memory was.
+func (p *Piece) Bytes() []byte {
+	s := p.c.submit
+	if p.dir == 1 {
+		s = p.c.complete
+	}
+	return s.arena()[p.off : p.off+p.n : p.off+p.n]
+}
+
+// Release gives the memory back. Nobody may use Bytes any more.
+func (p *Piece) Release() {
+	c := p.c
+	c.memMu.Lock()
+	c.arenas[p.dir].release(p.off, p.n)
+	size := pieceSize(p.n)
+	c.kept -= size
+	c.room += size
+	last := c.unused()
 	c.serveWaiters()
 	c.memMu.Unlock()
 	if last {
@@ -318,7 +373,7 @@ func (c *Channel) Submit(requests ...*Request) {
 func (r *Request) Push() {
 	c := r.ch
 	c.sqMu.Lock()
-	if c.gone {
+	if c.gone || c.refusing && !r.privileged {
 		c.sqMu.Unlock()
 		r.Sent = false
 		r.finish(ErrPeerGone)
@@ -563,7 +618,7 @@ func (c *Channel) InFlight() int {
 }
 
 // Close abandons the channel, ends its completion thread, and frees the memory. Requests that are not yet released keep
-// their address space; what their payloads held is gone. May be called more than once.
+// their address space; unless there are Pieces, what their payloads held is gone. May be called more than once.
 func (c *Channel) Close() {
 	c.Abandon()
 	if c.stopping.Swap(true) {
@@ -582,8 +637,8 @@ func (c *Channel) Close() {
 	c.CloseFiles()
 	c.memMu.Lock()
 	c.closing = true
-	last := c.out == 0
-	if !last {
+	last := c.unused()
+	if !last && c.kept == 0 {
 		c.submit.forget()
 		c.complete.forget()
 	}

@@ -314,6 +314,40 @@ func TestCloseFreesEverything(t *testing.T) {
 	}
 }
 
+// TestKeep parts payloads from their requests: they survive the channel's end, half of the memory is left for others, and
+// everything is freed with the last of them.
+func TestKeep(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: 4 * MaxPayload})
+	newPeer(t, c).serve(1, func(submission) uint32 { return 0 })
+	var pieces []*Piece
+	for i := range 4 {
+		r, err := c.Get(OpWrite, MaxPayload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Payload()[0] = byte(i + 1)
+		do(t, c, r)
+		if p := r.Keep(); p != nil {
+			pieces = append(pieces, p)
+		}
+		r.Release()
+	}
+	if len(pieces) != 2 {
+		t.Fatalf("%d of 4 payloads were kept, want half", len(pieces))
+	}
+	c.Close()
+	for i, p := range pieces {
+		if p.Bytes()[0] != byte(i+1) {
+			t.Errorf("piece %d begins with %d", i, p.Bytes()[0])
+		}
+		p.Release()
+	}
+	if c.submit.mem != nil {
+		t.Error("the memory is still there")
+	}
+}
+
 // TestHostileCompletions posts completions that no honest host would.
 func TestHostileCompletions(t *testing.T) {
 	t.Parallel()

@@ -31,6 +31,7 @@ type device interface {
 	StartWrite(p []byte, off int64, done plugin.Completion) bool
 	Landing() *plugin.Landing
 	StartLanded(landing *plugin.Landing, n int, off int64, done plugin.Completion) bool
+	StartFlush(done plugin.Completion) bool
 	Commit(spin time.Duration)
 	Flush() error
 }
@@ -79,10 +80,14 @@ func (n *deviceNode) release(file *fusetree.File) {
 	n.gate.leaveDevice(n, isWritable(file.Flags))
 }
 
-// start is the fast path of read and write.
+// start is the fast path of read, write and fsync.
 func (n *deviceNode) start(r *fusetree.IO) bool {
-	if !r.Write {
+	switch r.Kind {
+	case fusetree.Read:
 		return n.device.StartRead(r.Size, r.Offset, r)
+	case fusetree.Fsync:
+		return n.device.StartFlush(r)
+	case fusetree.Write:
 	}
 	if r.File.DirectIO && r.Flags.DSync() {
 		return false // a flush has to follow

@@ -62,6 +62,7 @@ func newBed(t *testing.T, deadline time.Duration, handlers ...string) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.RemoveAll(sockets) })
 	mounts, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +120,6 @@ func (b *bed) cleanUp() {
 			b.Logf("%v printed:\n%s\nand logged:\n%s", f.cmd.Args, f.stdout.tail(), f.log.tail())
 		}
 	}
-	os.RemoveAll(b.sockets)
 }
 
 // takeDown removes everything by force, in the order that lets nothing hang.

@@ -178,6 +178,7 @@ func (d *fakeDevice) WriteAt(p []byte, off int64) (int, error) {
 func (d *fakeDevice) StartRead(int, int64, plugin.Completion) bool     { return false }
 func (d *fakeDevice) StartWrite([]byte, int64, plugin.Completion) bool { return false }
 func (d *fakeDevice) Landing() *plugin.Landing                         { return nil }
+func (d *fakeDevice) StartFlush(plugin.Completion) bool                { return false }
 func (d *fakeDevice) Commit(time.Duration)                             {}
 
 func (d *fakeDevice) StartLanded(*plugin.Landing, int, int64, plugin.Completion) bool { return false }

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fusetree
+
+import (
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What both transports have to do alike. FUSETREE_TRANSPORT=uring in the environment makes all mounts of the tests use
+// io_uring.
+
+// fastMemory is a memory node that takes its requests by Start, and ends them in every way there is, by turns.
+type fastMemory struct {
+	memory
+	turn    atomic.Uint64
+	commits atomic.Int64
+
+	heldMu sync.Mutex
+	held   []*heldIO
+}
+
+// heldIO is a request that has been begun, with the payload of a write.
+type heldIO struct {
+	r       *IO
+	payload []byte
+}
+
+func addFastMemory(t testing.TB, tree *Tree, name string, m *fastMemory) {
+	t.Helper()
+	ops := m.ops()
+	ops.Start = m.start
+	ops.Commit = m.commit
+	m.node = must(tree.Add(name, tree.Root(), 0o600, ops, m))(t)
+	m.node.UpdateSize(int64(len(m.data)))
+}
+
+func (m *fastMemory) start(r *IO) bool {
+	h := &heldIO{r: r, payload: append([]byte(nil), r.Payload...)}
+	switch m.turn.Add(1) % 4 {
+	case 0:
+		m.complete(h)
+	case 1:
+		m.heldMu.Lock()
+		m.held = append(m.held, h)
+		m.heldMu.Unlock()
+	case 2:
+		go m.complete(h)
+	default:
+		return false
+	}
+	return true
+}
+
+func (m *fastMemory) commit(n *Node, _ time.Duration) {
+	if n != m.node {
+		panic("Commit of another node")
+	}
+	m.commits.Add(1)
+	m.heldMu.Lock()
+	held := m.held
+	m.held = nil
+	m.heldMu.Unlock()
+	for _, h := range held {
+		m.complete(h)
+	}
+}
+
+func (m *fastMemory) complete(h *heldIO) {
+	r := h.r
+	if r.Kind == Write {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if r.Offset >= int64(len(m.data)) {
+			r.Complete(nil, 0, syscall.ENOSPC)
+			return
+		}
+		r.Complete(nil, copy(m.data[r.Offset:], h.payload), nil)
+		return
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if r.Offset >= int64(len(m.data)) {
+		r.Complete(nil, 0, io.EOF)
+		return
+	}
+	end := min(r.Offset+int64(r.Size), int64(len(m.data)))
+	r.Complete(m.data[r.Offset:end], 0, nil)
+}
+
+func TestStart(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Options{})
+	const size = 3<<20 + 5
+	m := &fastMemory{memory: memory{data: make([]byte, size), direct: true}}
+	addFastMemory(t, s.Tree, "file", m)
+	f := open(t, s.path("file"), os.O_RDWR)
+
+	pattern := make([]byte, size)
+	for i := range pattern {
+		pattern[i] = byte(i) ^ byte(i>>8) ^ byte(i>>16)
+	}
+	for _, chunk := range []int{1, 511, 4096, 4097, 128 << 10, 1 << 20, size} {
+		m.put(0, string(make([]byte, size)))
+		for range 5 { // all ways to end a request
+			n := must(f.WriteAt(pattern[:chunk], size-int64(chunk)))(t)
+			got := make([]byte, chunk+1)
+			r, err := f.ReadAt(got, size-int64(chunk))
+			if n != chunk || r != chunk || !errors.Is(err, io.EOF) {
+				t.Fatalf("chunk of %d: wrote %d, read %d, %v", chunk, n, r, err)
+			}
+			if string(got[:chunk]) != string(pattern[:chunk]) {
+				t.Fatalf("chunk of %d: read something else than was written", chunk)
+			}
+		}
+	}
+	for range 4 {
+		_, err := f.WriteAt(pattern[:1], size)
+		wantErr(t, "write beyond the end", err, syscall.ENOSPC)
+	}
+	if m.commits.Load() == 0 {
+		t.Error("Commit was never called")
+	}
+}
+
+func TestStartConcurrently(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Options{})
+	const files, workers, blocks, rounds = 2, 8, 16, 20
+	var group sync.WaitGroup
+	for i := range files {
+		name := string(rune('a' + i))
+		m := &fastMemory{memory: memory{data: make([]byte, workers*blocks*stressBlock), direct: i%2 == 0}}
+		addFastMemory(t, s.Tree, name, m)
+		for w := range workers {
+			group.Go(func() { writeAndCheck(t, s.path(name), uint64(w*blocks), blocks, rounds) })
+		}
+	}
+	group.Wait()
+}
+
+// Requests that hang take as much room as there is to begin with, and more, and others still get through.
+func TestManyHungRequests(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Options{})
+	const total, step = 3 * queueDepth, queueDepth / 4 // what a queue has to spare when it gets more
+	begun := make(chan *IO, total)
+	must(s.Add("hung", s.Root(), 0o600, &Ops{
+		Open:  func(f *File) error { f.DirectIO = true; return nil },
+		Start: func(r *IO) bool { begun <- r; return true },
+	}, nil))(t).UpdateSize(4096)
+	newDirectMemory(t, s.Tree, "other", 4096)
+	fd := int(open(t, s.path("hung"), os.O_RDONLY).Fd())
+	other := open(t, s.path("other"), os.O_RDONLY)
+
+	var readers sync.WaitGroup
+	var held []*IO
+	for range total / step {
+		for range step {
+			readers.Go(func() {
+				p := make([]byte, 1)
+				if n, err := unix.Pread(fd, p, 0); n != 1 || err != nil || p[0] != 'x' {
+					t.Errorf("read %q: %d, %v", p, n, err)
+				}
+			})
+		}
+		for range step {
+			held = append(held, await(t, "a read to arrive", begun))
+		}
+		must(other.ReadAt(make([]byte, 1), 0))(t)
+	}
+	for _, r := range held {
+		r.Complete([]byte("x"), 1, nil)
+	}
+	readers.Wait()
+}
+
+// The connection is cut while a node has requests: Run waits for them, and their replies do no harm.
+func TestAbortWithRequestsUnderWay(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Options{})
+	const total = 8
+	begun := make(chan *IO, total)
+	must(s.Add("hung", s.Root(), 0o600, &Ops{
+		Open:  func(f *File) error { f.DirectIO = true; return nil },
+		Start: func(r *IO) bool { begun <- r; return true },
+	}, nil))(t).UpdateSize(4096) // or else the kernel lets one write in at a time
+	fd := int(open(t, s.path("hung"), os.O_RDWR).Fd())
+	var users sync.WaitGroup
+	var held []*IO
+	for i := range total {
+		users.Go(func() {
+			call := unix.Pread
+			if i%2 == 0 {
+				call = unix.Pwrite
+			}
+			_, err := call(fd, make([]byte, 4096), 0)
+			if !errors.Is(err, unix.ECONNABORTED) && !errors.Is(err, unix.ENOTCONN) {
+				t.Errorf("request %d: %v", i, err)
+			}
+		})
+		held = append(held, await(t, "a request to arrive", begun))
+	}
+	ok(t, "Abort", s.Abort())
+	users.Wait()
+	select {
+	case err := <-s.run:
+		t.Errorf("Run has not waited: %v", err)
+	default:
+	}
+	for _, r := range held {
+		if r.Kind == Write {
+			r.Complete(nil, r.Size, nil)
+		} else {
+			r.Complete(make([]byte, r.Size), 0, nil)
+		}
+	}
+	s.wantRun(t, nil)
+}
+
+// The kernel forgets nodes that have been removed, by messages that go to the transport's side entrance.
+func TestForget(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Options{})
+	const files = 20
+	for i := range files {
+		name := "file" + string(rune('a'+i))
+		newMemory(t, s.Tree, name, 10)
+		stat(t, s.path(name))
+		ok(t, "Remove", s.Remove(name, s.Root()))
+	}
+	left := 0
+	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		left = len(s.nodes) - 1
+		s.mu.Unlock()
+		if left == 0 {
+			return
+		}
+	}
+	t.Errorf("%d nodes are still known to the kernel", left)
+}
+
+// Whatever mounts have used is given back.
+// Not parallel, because it counts what the process has open.
+func TestNothingIsLeftOpen(t *testing.T) {
+	count := func() (n int) {
+		for _, e := range must(os.ReadDir("/proc/self/fd"))(t) {
+			target, _ := os.Readlink("/proc/self/fd/" + e.Name())
+			if target == "/dev/fuse" || strings.Contains(target, "io_uring") {
+				n++
+			}
+		}
+		return n + strings.Count(string(must(os.ReadFile("/proc/self/maps"))(t)), "io_uring")
+	}
+	before := count()
+	for i := range 5 {
+		s := serve(t, Options{})
+		must(os.ReadDir(s.dir))(t)
+		if count() == before {
+			t.Error("a mount has nothing open")
+		}
+		if i%2 == 0 {
+			umount(t, s.dir)
+		} else {
+			ok(t, "Abort", s.Abort())
+		}
+		s.wantRun(t, nil)
+	}
+	if after := count(); after != before {
+		t.Errorf("%d things open, %d before", after, before)
+	}
+}
