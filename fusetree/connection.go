@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The connection is what the transports have in common. READ, WRITE and FSYNC to nodes that want it so (Ops.Start) go to the
-// node straight from the thread that a request arrives on, in batches, and are answered by whoever completes them.
-// Everything else is go-fuse's ProtocolServer's to parse and rawFS's to answer.
+// The connection is what the transports have in common. READ, WRITE and FSYNC to nodes that want it so (Ops.Start) go
+// to the node straight from the thread that a request arrives on, in batches, and are answered by whoever completes
+// them. Everything else is go-fuse's ProtocolServer's to parse and rawFS's to answer.
 
 // transport is the way of requests from the kernel to a tree, and of the replies back.
 type transport interface {

@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -183,6 +182,11 @@ func (c *connection) reader(blocking, draining *descriptor) {
 		default:
 			continue
 		}
+		if c.inFlight.Load() == 1 {
+			// Nothing to share a doorbell with: rather be there when it is done.
+			b.due.commit(true, spinLimit)
+			continue
+		}
 		// The first request is on its way at once; the others of the batch share a doorbell.
 		b.due.commit(false, 0)
 		ended := false
@@ -192,11 +196,7 @@ func (c *connection) reader(blocking, draining *descriptor) {
 				break
 			}
 		}
-		var spin time.Duration
-		if c.inFlight.Load() == 1 {
-			spin = spinLimit
-		}
-		b.due.commit(true, spin)
+		b.due.commit(true, 0)
 		if ended {
 			return
 		}

@@ -47,7 +47,8 @@
 // # Files
 //
 // tree.go and node.go are the API for the tree, ops.go that for the files' operations; raw.go translates FUSE requests
-// into both and knows nothing of how requests arrive; connection.go reads them from /dev/fuse and io.go is the fast
-// path of reads and writes (Ops.Start); notify.go tells the kernel what to forget; run.go and mount.go mount, serve and
-// unmount.
+// into both and knows nothing of how requests arrive. They do so by one of two transports: devfuse.go reads them from
+// /dev/fuse, and uring.go takes them from io_uring, with entries (ringentry.go) on rings (iouring.go). Both stand on
+// connection.go, and on the fast path of reads and writes (Ops.Start) in io.go. notify.go tells the kernel what to
+// forget; run.go and mount.go mount, serve and unmount.
 package fusetree

@@ -24,7 +24,8 @@ const (
 // String is the operation's name in logs.
 func (k IOKind) String() string { return [...]string{"read", "write", "fsync"}[k] }
 
-// IO is one read, write or fsync that a node carries out when it pleases: it is given to Ops.Start, and Complete ends it.
+// IO is one read, write or fsync that a node carries out when it pleases: it is given to Ops.Start, and Complete ends
+// it.
 type IO struct {
 	File   *File
 	Kind   IOKind
@@ -80,9 +81,9 @@ func (r *IO) Complete(data []byte, n int, err error) {
 	c.put(r)
 }
 
-// startIO hands a READ, WRITE or FSYNC to the node if the node takes it this way; other requests it leaves alone. payload
-// is the data of a WRITE. It returns the node whose Commit has to follow, nil if there is none; taken is false when the
-// request must go the slow way.
+// startIO hands a READ, WRITE or FSYNC to the node if the node takes it this way; other requests it leaves alone.
+// payload is the data of a WRITE. It returns the node whose Commit has to follow, nil if there is none; taken is false
+// when the request must go the slow way.
 func (c *connection) startIO(
 	from origin, in *fuse.InHeader, arg *ioArgument, payload []byte, buf Buffer,
 ) (n *Node, taken bool) {

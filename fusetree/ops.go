@@ -41,10 +41,10 @@ type Ops struct {
 	// node's size.
 	Write func(f *File, p []byte, off int64, flags WriteFlags) (int, error)
 
-	// Start is asked before Read, Write and Fsync. It may begin the request and return true, and r.Complete then ends it at any
-	// time, also before Start returns; with false r is not used, and Read, Write or Fsync is called, from a goroutine for the
-	// request alone. Start runs on a thread that all requests of the mount have to pass through, so it must not
-	// wait for anything but its turn. What it began may be held back until Commit.
+	// Start is asked before Read, Write and Fsync. It may begin the request and return true, and r.Complete then ends it
+	// at any time, also before Start returns; with false r is not used, and Read, Write or Fsync is called, from a
+	// goroutine for the request alone. Start runs on a thread that all requests of the mount have to pass through, so it
+	// must not wait for anything but its turn. What it began may be held back until Commit.
 	Start func(r *IO) bool
 
 	// Buffer may lend memory into which the payload of a later large write to the node is read; nil if there is none to

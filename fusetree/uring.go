@@ -370,7 +370,7 @@ func (t *ringThread) commitReplies() error {
 }
 
 // takeRequests begins what has come in. As with reads from /dev/fuse, the first request is on its way at once and the
-// others share a doorbell.
+// others share a doorbell, unless there is just the one.
 func (t *ringThread) takeRequests() {
 	started := 0
 	for range maxBatch {
@@ -387,7 +387,7 @@ func (t *ringThread) takeRequests() {
 			continue
 		}
 		if t.takeRequest(e) {
-			if started++; started == 1 {
+			if started++; started == 1 && t.c.inFlight.Load() > 1 {
 				t.due.commit(false, 0)
 			}
 		}

@@ -108,8 +108,15 @@ func (h *handler) report(dead *host, inFlight []*op, outside, poison bool) {
 		Time: time.Now(), Handler: h.subtype, PID: dead.pid(), Reason: dead.process.exitReason(), Outside: outside,
 		Poison: poison, Output: dead.output.String(),
 	}
-	if dead.killedFor.Load() == killedForHang {
-		d.Reason = fmt.Sprintf("did not complete a request in time and was killed")
+	switch dead.killedFor.Load() {
+	case killedForHang:
+		d.Reason = "did not complete a request in time and was killed"
+	case killedForRemoval:
+		d.Reason = "was killed to remove a device by force"
+	case killedForSilence:
+		d.Reason = "closed its descriptors and was killed"
+	case killedForViolation:
+		d.Reason = "broke the protocol of the memory channel and was killed"
 	}
 	for _, o := range inFlight[:min(len(inFlight), namedInDeath)] {
 		d.Requests = append(d.Requests, RequestInfo{

@@ -79,6 +79,7 @@ type Device struct {
 	unflushed *retention
 	patience  int64                 // Timeout in ticks
 	failed    atomic.Pointer[error] // why it fails for good; nil while it works
+	hasFailed chan struct{}         // closed when failed is set
 
 	// Set by open, then constant.
 	blockSize int
@@ -119,9 +120,10 @@ func (d *Device) open(ctx context.Context, in *host, reopen bool) error {
 	return nil
 }
 
-// firstOpen opens a new device in whichever host serves its handler, once more if that dies of something else meanwhile.
+// firstOpen opens a new device in whichever host serves its handler, once more if that dies of something else
+// meanwhile.
 func (d *Device) firstOpen(ctx context.Context) error {
-	if _, err := d.handler.service(d); err != nil {
+	if _, err := d.handler.service(ctx, d); err != nil {
 		return err
 	}
 	in := d.handler.current()
@@ -156,6 +158,7 @@ func (d *Device) compare(r *hostpb.OpenReply) error {
 func (d *Device) fail(reason error) {
 	var err error = control.Failf(syscall.EIO, "%s has failed: %v", d.name, reason) // whatever errno the reason has
 	if d.failed.CompareAndSwap(nil, &err) {
+		close(d.hasFailed)
 		d.handler.log.Error("device has failed; remove it", "device", d.name, "reason", reason)
 	}
 }
@@ -202,7 +205,10 @@ func (d *Device) close(ctx context.Context) error {
 		return fmt.Errorf("%s: %w (%w)", d.name, errBusy, syscall.ETIMEDOUT)
 	}
 	for {
-		if _, err := d.handler.service(d); err != nil {
+		if _, err := d.handler.service(ctx, d); errors.Is(err, syscall.ETIMEDOUT) {
+			d.gate.open()
+			return fmt.Errorf("%s: %w: %w", d.name, errBusy, err)
+		} else if err != nil {
 			return err
 		}
 		in := d.handler.current()

@@ -57,7 +57,10 @@ func (g *gate) shut(ctx context.Context) error {
 	case <-idle:
 		return nil
 	case <-ctx.Done():
-		g.state.And(^int64(closedBit))
+		g.open()
 		return ctx.Err()
 	}
 }
+
+// open undoes shut.
+func (g *gate) open() { g.state.And(^int64(closedBit)) }

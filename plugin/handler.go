@@ -31,9 +31,11 @@ type handler struct {
 
 	// direct is the channel of the host in service, for the fast path; it may be that of a host that has just died, which
 	// takes no more requests.
-	direct   atomic.Pointer[shared.Channel]
-	progress atomic.Bool  // a request has completed since the last death
-	restarts atomic.Int64 // of the host
+	direct atomic.Pointer[shared.Channel]
+	// successor is the host that a recovery is preparing, nil at other times: it can hang as the one in service can.
+	successor atomic.Pointer[host]
+	progress  atomic.Bool  // a request has completed since the last death
+	restarts  atomic.Int64 // of the host
 
 	stopped    chan struct{} // closed by stop
 	replaced   chan struct{} // told when host has changed otherwise than by a death
@@ -147,6 +149,9 @@ func (h *handler) loadInto(ctx context.Context, to *host) (*hostpb.LoadReply, er
 // stop ends the handler's service and its host. It has no devices any more.
 func (h *handler) stop() {
 	close(h.stopped)
+	if next := h.successor.Load(); next != nil {
+		next.killFor(killedForRemoval)
+	}
 	<-h.supervised
 	h.current().stop()
 }

@@ -19,6 +19,8 @@ import (
 	goplugin "github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/go-plugin/runner"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
@@ -45,10 +47,11 @@ type host struct {
 	channel *shared.Channel
 	log     hclog.Logger
 
-	client   *goplugin.Client
-	process  *processRunner
-	liveness *os.File // our end; its closing tells the host that the front does not need it any more
-	output   tail     // of its log
+	client     *goplugin.Client
+	connection *grpc.ClientConn
+	process    *processRunner
+	liveness   *os.File // our end; its closing tells the host that the front does not need it any more
+	output     tail     // of its log
 
 	abandoned chan struct{} // closed once the process is dead and its requests have been ended
 	stopOnce  sync.Once
@@ -64,7 +67,12 @@ const (
 	killedForNothing = iota
 	killedForHang
 	killedForRemoval
+	killedForViolation
+	killedForSilence
 )
+
+// silenceGrace is how long a process may live without a control connection: one that dies loses it a little earlier.
+const silenceGrace = 500 * time.Millisecond
 
 // startHost starts a host process and connects to it. The handler is not loaded yet. stop must be called in the end.
 func startHost(binary string, memory int64, log hclog.Logger) (*host, error) {
@@ -72,7 +80,7 @@ func startHost(binary string, memory int64, log hclog.Logger) (*host, error) {
 	var err error
 	h.channel, err = shared.New(shared.Options{
 		Memory: memory,
-		Fault:  func(err error) { log.Error("host broke the protocol of the memory channel", "error", err) },
+		Fault:  h.violated,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("memory channel: %w", err)
@@ -93,11 +101,13 @@ func startHost(binary string, memory int64, log hclog.Logger) (*host, error) {
 		return nil, err
 	}
 	go h.watch()
+	go h.listen()
 	return h, nil
 }
 
 // connect starts the process through go-plugin and performs the handshake. On error no process is left.
 func (h *host) connect(binary string, liveness *os.File) error {
+	var socketDir string
 	h.client = goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  control.Handshake,
 		Plugins:          goplugin.PluginSet{control.Name: &control.Plugin{}},
@@ -110,7 +120,8 @@ func (h *host) connect(binary string, liveness *os.File) error {
 		SyncStderr:       io.Discard,
 		Stderr:           &h.output,
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: os.TempDir()},
-		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, _ string) (runner.Runner, error) {
+		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, dir string) (runner.Runner, error) {
+			socketDir = dir
 			submit, complete := h.channel.Files()
 			cmd := exec.Command(binary,
 				donated(control.FlagSubmitFD, 0), donated(control.FlagCompleteFD, 1), donated(control.FlagLivenessFD, 2))
@@ -129,10 +140,14 @@ func (h *host) connect(binary string, liveness *os.File) error {
 		rpc, err = connection.Dispense(control.Name)
 		if err == nil {
 			h.rpc = rpc.(hostpb.HostClient)
+			h.connection = connection.(*goplugin.GRPCClient).Conn
 			return nil
 		}
 	}
 	h.client.Kill()
+	if socketDir != "" {
+		_ = os.RemoveAll(socketDir) // Kill leaves it behind where there was no process
+	}
 	if errors.Is(err, syscall.ENOENT) {
 		return fmt.Errorf("host binary %s: %w; build it with make, or name it with --host-binary", binary, syscall.ENOENT)
 	}
@@ -171,6 +186,39 @@ func (h *host) watch() {
 	close(h.abandoned)
 }
 
+// listen kills a host that has closed its end of the control connection and cannot be reached by another one: whatever
+// else it still does, nobody can tell it to stop.
+func (h *host) listen() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		<-h.process.exited
+		cancel()
+	}()
+	for {
+		switch state := h.connection.GetState(); state {
+		case connectivity.Shutdown: // by us
+			return
+		case connectivity.Ready:
+			if !h.connection.WaitForStateChange(ctx, state) {
+				return
+			}
+		default:
+			h.connection.Connect()
+			grace, done := context.WithTimeout(ctx, silenceGrace)
+			for state != connectivity.Ready && state != connectivity.Shutdown && h.connection.WaitForStateChange(grace, state) {
+				state = h.connection.GetState()
+			}
+			lost := grace.Err() != nil && ctx.Err() == nil
+			done()
+			if lost {
+				h.killFor(killedForSilence)
+				return
+			}
+		}
+	}
+}
+
 // enlist puts a live host into service: it calls serve, and will call atDeath when the process has died, before its
 // requests end, and in any case after serve. False, without a call: it is dead already.
 func (h *host) enlist(serve, atDeath func()) bool {
@@ -203,10 +251,20 @@ func (h *host) kill() {
 	<-h.abandoned
 }
 
-// killFor is kill with a reason for those who look at the death, without the wait.
-func (h *host) killFor(reason int32) {
-	h.killedFor.CompareAndSwap(killedForNothing, reason)
+// killFor is kill with a reason for those who look at the death, without the wait. It reports whether it is the first
+// reason.
+func (h *host) killFor(reason int32) bool {
+	first := h.killedFor.CompareAndSwap(killedForNothing, reason)
 	_ = h.process.Kill(context.Background())
+	return first
+}
+
+// violated is told of what no sane host does to the channel. Nothing that comes from there can be believed any more,
+// nor that the requests which it has ever end.
+func (h *host) violated(err error) {
+	if h.killFor(killedForViolation) {
+		h.log.Error("host broke the protocol of the memory channel: killing it", "pid", h.pid(), "error", err)
+	}
 }
 
 // stop ends the process, gently if it is alive, and frees everything. Devices should have been closed before. It waits

@@ -180,7 +180,7 @@ func (d *Device) request(op shared.Op, p []byte, off int64) error {
 	}
 	c := r.Channel()
 	d.issue(r, off, false, w)
-	c.Kick()
+	c.Kick(0)
 	<-w.done
 	err = w.err
 	w.p = nil

@@ -318,7 +318,7 @@ func (l *Library) AddDevice(ctx context.Context, minor int, config string, opts 
 	opts.setDefaults()
 	d := &Device{
 		minor: minor, name: fmt.Sprintf("%s%03d", h.subtype, minor), config: config, inner: rest, handler: h, opts: opts,
-		unflushed: newRetention(), patience: ticks(opts.Timeout),
+		unflushed: newRetention(), patience: ticks(opts.Timeout), hasFailed: make(chan struct{}),
 	}
 	if err := l.reserve(d); err != nil {
 		return nil, err
@@ -394,9 +394,9 @@ func (l *Library) RemoveDevice(ctx context.Context, minor int) error {
 	return nil
 }
 
-// ForceRemoveDevice removes a device at once: its requests in progress fail with EIO, and its handler's process is killed
-// if it has any, which the handler's other devices survive. ENODEV: no such device. EIO: writes since its last flush may
-// be lost.
+// ForceRemoveDevice removes a device at once: its requests in progress fail with EIO, and its handler's process is
+// killed if it has any, which the handler's other devices survive. ENODEV: no such device. EIO: writes since its last
+// flush may be lost.
 func (l *Library) ForceRemoveDevice(minor int) error {
 	l.mu.Lock()
 	d, err := l.lookup(minor)
@@ -408,8 +408,8 @@ func (l *Library) ForceRemoveDevice(minor int) error {
 		return fmt.Errorf("remove: %w", err)
 	}
 	d.fail(errors.New("it was removed by force"))
-	if d.gate.busy() {
-		d.handler.current().killFor(killedForRemoval)
+	if d.gate.busy() || d.handler.recovering() {
+		d.handler.abort()
 	} else {
 		ctx, cancel := context.WithTimeout(context.Background(), forceTimeout)
 		in := d.handler.current()

@@ -181,6 +181,28 @@ func TestInitErrors(t *testing.T) {
 	}
 }
 
+// TestHostThatCannotStart leaves nothing behind, and says which program it was.
+func TestHostThatCannotStart(t *testing.T) {
+	testbed.NothingLeft(t)
+	for name, contents := range map[string]string{"not executable": "", "not a host": "#!/bin/sh\necho hello\n"} {
+		path := filepath.Join(t.TempDir(), "host")
+		mode := os.FileMode(0o600)
+		if contents != "" {
+			mode = 0o700
+		}
+		if err := os.WriteFile(path, []byte(contents), mode); err != nil {
+			t.Fatal(err)
+		}
+		l, err := plugin.Init(plugin.Config{HandlerPrefixes: []string{testbed.ShippedHandlers()}, HostBinary: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.LoadHandler(t.Context(), "ram"); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestAllHandlerSlots is the ENOSPC of tcmur_handler_load.
 func TestAllHandlerSlots(t *testing.T) {
 	if testing.Short() {

@@ -3,6 +3,7 @@
 package plugin
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"syscall"
@@ -35,7 +36,7 @@ var ops = sync.Pool{New: func() any { return new(op) }}
 // that is under way. EIO: the device or its handler has failed.
 func (d *Device) acquire(kind shared.Op, n int) (*shared.Request, error) {
 	for {
-		c, err := d.handler.service(d)
+		c, err := d.handler.service(context.Background(), d)
 		if err != nil {
 			return nil, err
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -13,13 +14,14 @@ import (
 	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
-// This file is the supervisor: what happens between the death of a host and the moment when its successor serves, for all
-// devices of one handler. Each handler has one goroutine that does it, supervise.
+// This file is the supervisor: what happens between the death of a host and the moment when its successor serves, for
+// all devices of one handler. Each handler has one goroutine that does it, supervise.
 //
 // The order is what the block contract rests on. (1) The old process is dead: its exit has been seen, so nobody writes
 // to the old channel any more. (2) Its posted completions are taken, and the requests still in flight are parked. (3) A
 // new host with a new channel loads the handler and reopens the devices. (4) The retained changes are sent again, then
-// (5) the parked requests. (6) Only then new requests are let through; those that came meanwhile have waited in service.
+// (5) the parked requests. (6) Only then new requests are let through; those that came meanwhile have waited in
+// service.
 
 const (
 	// DefaultDeathBudget is how many deaths in a row, with no request completed between them, a handler may die.
@@ -35,8 +37,8 @@ const (
 )
 
 // service returns the channel of the host that serves the device now, and waits while there is none. EIO: there will be
-// none, or the device has failed.
-func (h *handler) service(d *Device) (*shared.Channel, error) {
+// none, or the device has failed. ETIMEDOUT: the context has ended.
+func (h *handler) service(ctx context.Context, d *Device) (*shared.Channel, error) {
 	for {
 		h.mu.Lock()
 		state, resumed, host := h.state, h.resumed, h.host
@@ -50,7 +52,12 @@ func (h *handler) service(d *Device) (*shared.Channel, error) {
 		case HandlerFailed:
 			return nil, control.Failf(syscall.EIO, "handler %s has failed: %v", h.subtype, h.failure())
 		}
-		<-resumed
+		select {
+		case <-resumed:
+		case <-d.hasFailed:
+		case <-ctx.Done():
+			return nil, control.Failf(syscall.ETIMEDOUT, "handler %s is being restarted", h.subtype)
+		}
 	}
 }
 
@@ -132,7 +139,7 @@ func (h *handler) resend(o *op, c *shared.Channel) {
 		return
 	}
 	o.send()
-	c.Kick()
+	c.Kick(0)
 }
 
 // noteProgress records that a request has completed.
@@ -187,6 +194,7 @@ func (h *handler) recover(dead *host) error {
 	h.suspend()
 	graves := []*host{dead} // their channels hold the payloads of parked requests
 	defer func() {
+		h.successor.Store(nil)
 		for _, g := range graves {
 			go g.stop()
 		}
@@ -245,6 +253,10 @@ func (h *handler) startSuccessor() (*host, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.successor.Store(next)
+	if h.isStopped() { // stop may have looked too early
+		next.killFor(killedForRemoval)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), recoverTimeout)
 	defer cancel()
 	reply, err := h.loadInto(ctx, next)
@@ -288,8 +300,8 @@ func (h *handler) takeOver(next *host) error {
 	return nil
 }
 
-// bringBack reopens one device and replays its retained changes. A device that its handler refuses fails alone; the error
-// is only for the death of the host.
+// bringBack reopens one device and replays its retained changes. A device that its handler refuses fails alone; the
+// error is only for the death of the host.
 func (h *handler) bringBack(d *Device, next *host) error {
 	if d.failure() != nil {
 		return nil
@@ -336,7 +348,7 @@ func (h *handler) sendParked(next *host) error {
 			return err
 		}
 		o.send()
-		next.channel.Kick()
+		next.channel.Kick(0)
 		<-ended
 		if !next.alive() {
 			h.parkAgain(append(suspects[i+1:], others...))
@@ -349,19 +361,54 @@ func (h *handler) sendParked(next *host) error {
 			return err
 		}
 		o.send()
-		next.channel.Kick()
+		next.channel.Kick(0)
 	}
 	return nil
 }
 
 // parkAgain puts back what was not sent.
 func (h *handler) parkAgain(list []*op) {
+	h.mu.Lock()
 	for _, o := range list {
 		o.req.Sent = false
+		h.parked = append(h.parked, o)
 	}
-	h.mu.Lock()
-	h.parked = append(h.parked, list...)
 	h.mu.Unlock()
+	h.endParked()
+}
+
+// endParked ends the parked requests of devices that have failed meanwhile.
+func (h *handler) endParked() {
+	var ended []*op
+	h.mu.Lock()
+	h.parked = slices.DeleteFunc(h.parked, func(o *op) bool {
+		failed := o.d.failure() != nil
+		if failed {
+			ended = append(ended, o)
+		}
+		return failed
+	})
+	h.mu.Unlock()
+	for _, o := range ended {
+		o.end(o.d.failure())
+	}
+}
+
+// abort kills the hosts that may hold a request or a call of a device that is given up, and ends its requests that no
+// host holds. The successor first: a recovery that ends meanwhile makes it the current one.
+func (h *handler) abort() {
+	if next := h.successor.Load(); next != nil {
+		next.killFor(killedForRemoval)
+	}
+	h.current().killFor(killedForRemoval)
+	h.endParked()
+}
+
+// recovering reports whether there is no host in service.
+func (h *handler) recovering() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.state == HandlerRecovering
 }
 
 // judge looks at a host's death: which requests were in flight, what it says against them, and whether one is poison.
@@ -375,7 +422,11 @@ func (h *handler) judge(dead *host) {
 	}
 	h.mu.Unlock()
 	hung := dead.killedFor.Load() == killedForHang
-	outside := !hung && dead.process.killedFromOutside()
+	var outside bool
+	switch dead.killedFor.Load() {
+	case killedForNothing, killedForRemoval:
+		outside = dead.process.killedFromOutside()
+	}
 	if hung {
 		inFlight = overdue(inFlight)
 	}

@@ -213,13 +213,13 @@ func (d *Device) full() bool { return d.retains && d.unflushed.held() >= d.opts.
 // replayWindow is how many retained changes are sent at once.
 const replayWindow = 64
 
-// replay sends everything retained to a new host, in order: only changes that do not overlap are under way together. Its
-// error is shared.ErrPeerGone when that host has died, or the errno of a change that it refuses.
+// replay sends everything retained to a new host, in order: only changes that do not overlap are under way together.
+// Its error is shared.ErrPeerGone when that host has died, or the errno of a change that it refuses.
 func (d *Device) replay(c *shared.Channel) error {
 	var window []retained
 	results := make(chan error, replayWindow)
 	drain := func() error {
-		c.Kick()
+		c.Kick(0)
 		var first error
 		for range window {
 			if err := <-results; first == nil {

@@ -98,8 +98,8 @@ func (r *processRunner) exitReason() string {
 	return fmt.Sprintf("exited with status %d", st.ExitCode())
 }
 
-// killedFromOutside reports whether the process was ended by a signal that people and programs send to processes, not one
-// that a process brings upon itself. Only after exited, and for hosts that the front has not killed.
+// killedFromOutside reports whether the process was ended by a signal that people and programs send to processes, not
+// one that a process brings upon itself. Only after exited, and for hosts that the front has not killed.
 func (r *processRunner) killedFromOutside() bool {
 	st := r.cmd.ProcessState
 	if st == nil {

@@ -2,8 +2,8 @@
 
 package plugin
 
-// A host that is started and has loaded nothing yet is kept ready: starting a process and shaking hands takes longer than
-// all the rest of a recovery.
+// A host that is started and has loaded nothing yet is kept ready: starting a process and shaking hands takes longer
+// than all the rest of a recovery.
 
 // takeHost returns a host that has loaded nothing: the spare one, or a new one. The next spare is started meanwhile.
 func (l *Library) takeHost() (*host, error) {

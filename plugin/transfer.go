@@ -131,8 +131,5 @@ func (d *Device) StartFlush(done Completion) bool {
 // out itself; that pays when the caller's transfer is the only one in flight.
 func (d *Device) Commit(spin time.Duration) {
 	c := d.handler.direct.Load()
-	c.Kick()
-	if spin > 0 {
-		c.Spin(spin)
-	}
+	c.Kick(spin)
 }

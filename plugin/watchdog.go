@@ -30,11 +30,11 @@ func (l *Library) watchdog(stop <-chan struct{}) {
 		case <-ticker.C:
 		}
 		for _, h := range l.loaded() {
-			c := h.direct.Load()
-			if c != nil && c.Tick() {
-				h.log.Error("handler hangs: killing its process", "handler", h.subtype)
-				if in := h.current(); in.channel == c {
-					in.killFor(killedForHang)
+			for _, in := range []*host{h.successor.Load(), h.current()} {
+				if in != nil && in.channel.Tick() {
+					if in.killFor(killedForHang) {
+						h.log.Error("handler hangs: killing its process", "handler", h.subtype, "pid", in.pid())
+					}
 				}
 			}
 		}

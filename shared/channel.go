@@ -70,13 +70,16 @@ type Channel struct {
 	cqHead atomic.Uint64 // written under reapMu
 	reaped bool          // Abandon took the last completions
 
-	waitMu   sync.Mutex
-	asleep   bool // the completion thread sleeps on cq_bell, or is about to
-	spinners int  // goroutines in Spin: they take the completions, so the host need not wake anybody
-	freed    bool // the segments are unmapped, or about to be: nobody may begin to spin
+	waitMu sync.Mutex
+	asleep bool // the completion thread sleeps on cq_bell, or is about to
+	// attending counts who will look for completions without being woken; armed says that one of these is yet to do so.
+	attending int
+	armed     atomic.Bool // changes under waitMu
+	freed     bool        // the segments are unmapped, or about to be: nobody may look at them any more
 
 	requests [RingEntries]Request // by tag; each belongs to whoever Get gave it to
 
+	sent     atomic.Int64 // requests in flight
 	clock    atomic.Int64 // counts the calls of Tick
 	stopping atomic.Bool
 	reaper   chan struct{} // closed when the completion thread has ended
@@ -365,15 +368,19 @@ func (c *Channel) Submit(requests ...*Request) {
 	for _, r := range requests {
 		r.Push()
 	}
-	c.Kick()
+	c.Kick(0)
 }
 
-// Push sends a request without ringing the doorbell: Kick must follow, or the host may never look. Done is called in
-// any case; on an abandoned channel at once, with ErrPeerGone.
+// Push sends a request without ringing the doorbell: Kick must follow, or the host may never look, nor its answer be
+// seen. Done is called in any case; on an abandoned channel at once, with ErrPeerGone.
 func (r *Request) Push() {
 	c := r.ch
+	if c.sent.Load() == 0 {
+		// Most likely Kick will find it done: no need for the host to wake the completion thread.
+		c.arm()
+	}
 	c.sqMu.Lock()
-	if c.gone || c.refusing && !r.privileged {
+	if c.gone {
 		c.sqMu.Unlock()
 		r.Sent = false
 		r.finish(ErrPeerGone)
@@ -385,13 +392,16 @@ func (r *Request) Push() {
 	} else {
 		r.deadline.Store(0)
 	}
+	c.sent.Add(1)
 	c.publish(r)
 	c.unrung++
 	c.sqMu.Unlock()
 }
 
-// Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep.
-func (c *Channel) Kick() {
+// Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep. With spin above 0
+// it then looks for completions, without sleeping, for at most so long or until there is one, and carries it out: for a
+// caller whose request is the only one in flight, that saves a wake-up.
+func (c *Channel) Kick(spin time.Duration) {
 	c.sqMu.Lock()
 	// publish ended with a sequentially consistent store: either the host's worker sees the entry in its second look, or
 	// this load sees the worker. Under sqMu, because the requests may be complete and released by now, and the lock is
@@ -402,6 +412,9 @@ func (c *Channel) Kick() {
 	}
 	c.unrung = 0
 	c.sqMu.Unlock()
+	if c.armed.Load() || spin > 0 {
+		c.attend(spin)
+	}
 }
 
 // publish needs sqMu.
@@ -454,35 +467,50 @@ func (c *Channel) announce(asleep bool) {
 // looks at the ring once more after it.
 func (c *Channel) updateWaiting() {
 	var waiting uint32
-	if c.asleep && c.spinners == 0 {
+	if c.asleep && c.attending == 0 {
 		waiting = 1
 	}
 	c.submit.store32(offCQWaiting, waiting)
 }
 
-// Spin reaps without sleeping, for at most the given time or until it has reaped something. For a caller whose request
-// is the only one in flight, a completion this way costs no wake-up. It reports whether anything was reaped.
-func (c *Channel) Spin(limit time.Duration) bool {
+// arm announces that somebody will attend to the next completion, in Kick, unless that is announced already.
+func (c *Channel) arm() {
+	if c.armed.Load() {
+		return
+	}
+	c.waitMu.Lock()
+	if !c.freed && !c.armed.Load() {
+		c.attending++
+		c.armed.Store(true)
+		c.updateWaiting()
+	}
+	c.waitMu.Unlock()
+}
+
+// attend looks for completions for at most the given time, ends an announcement, and takes what has come meanwhile.
+func (c *Channel) attend(limit time.Duration) {
 	c.waitMu.Lock()
 	if c.freed {
 		c.waitMu.Unlock()
-		return false
+		return
 	}
-	c.spinners++
+	if !c.armed.Swap(false) {
+		c.attending++
+	}
 	c.updateWaiting()
 	c.waitMu.Unlock()
 
-	for start := time.Now(); !c.posted() && time.Since(start) < limit; {
+	for start := time.Now(); !c.posted() && limit > 0 && time.Since(start) < limit; {
 		for i := 0; i < 16 && !c.posted(); i++ {
 			pause()
 		}
 	}
 
 	c.waitMu.Lock()
-	c.spinners--
+	c.attending--
 	c.updateWaiting()
 	c.waitMu.Unlock()
-	return c.Reap() > 0
+	c.Reap()
 }
 
 // posted tells, without a lock, whether the next completion is there: a hint.
@@ -527,6 +555,7 @@ func (c *Channel) reap(done []*Request) []*Request {
 			c.violation("completion of tag %d, use %d, which is not in flight", tag, gen)
 			continue
 		}
+		c.sent.Add(-1)
 		r.STS, r.Err = sts, hostErrno(errno)
 		done = append(done, r)
 	}
@@ -590,8 +619,8 @@ func (c *Channel) Abandon() {
 	}
 }
 
-// Tick advances the channel's clock, in which Request.Patience counts, and reports whether a request in flight has run out
-// of patience.
+// Tick advances the channel's clock, in which Request.Patience counts, and reports whether a request in flight has run
+// out of patience.
 func (c *Channel) Tick() (overdue bool) {
 	now := c.clock.Add(1)
 	for t := range c.requests {
@@ -652,7 +681,10 @@ func (c *Channel) Close() {
 func (c *Channel) free() {
 	c.waitMu.Lock()
 	c.freed = true
-	for c.spinners > 0 {
+	if c.armed.Swap(false) {
+		c.attending-- // whoever armed it will find it freed
+	}
+	for c.attending > 0 {
 		c.waitMu.Unlock()
 		runtime.Gosched()
 		c.waitMu.Lock()

@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fuse-tcmur/fuse_tcmur/fusetree/uringtest"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/testbed"
 )
 
@@ -298,7 +299,13 @@ var starter = sync.OnceValue(func() chan<- func() {
 func (b *bed) launch(mount string, flags ...string) *front {
 	b.Helper()
 	f := &front{bed: b, mount: mount, exited: make(chan struct{})}
-	f.cmd = exec.Command(testbed.Program(b, "fuse_tcmur"), append([]string{"--mountpoint", mount}, flags...)...)
+	args := []string{"--mountpoint", mount}
+	if uringtest.Wanted() {
+		args = append(args, "--fuse-io-uring=on")
+		restore := uringtest.Enable(b)
+		defer func() { go func() { f.stdout.await(f.exited, "serving"); restore() }() }()
+	}
+	f.cmd = exec.Command(testbed.Program(b, "fuse_tcmur"), append(args, flags...)...)
 	f.cmd.Env = append(os.Environ(), b.mark, "TMPDIR="+b.sockets)
 	f.cmd.Stdout, f.cmd.Stderr = &f.stdout, &f.log
 	// If the test program dies without a clean-up, at least nothing goes on running.

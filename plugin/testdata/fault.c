@@ -150,7 +150,10 @@ static void forget(struct fault *f)
 {
 	if (f->fd >= 0)
 		close(f->fd);
-	free(f->data);
+	if (f->lazy && f->data)
+		munmap(f->data, f->size);
+	else
+		free(f->data);
 	free(f->dirty);
 	free(f->path);
 	free(f->once);
@@ -297,13 +300,18 @@ static int load_contents(struct fault *f, struct tcmu_device *dev, bool reopen)
 		if (!f->lazy)
 			return 0;
 		f->dirty = calloc(1, f->size / BLOCK + 1);
+		if (!f->dirty)
+			return -ENOMEM;
+		/* What is written here stays here. */
+		f->data = mmap(NULL, f->size, PROT_READ | PROT_WRITE, MAP_PRIVATE, f->fd, 0);
+		if (f->data == MAP_FAILED) {
+			f->data = NULL;
+			return -errno;
+		}
+		return 0;
 	}
 	f->data = calloc(1, f->size);
-	if (!f->data || (f->lazy && !f->dirty))
-		return -ENOMEM;
-	if (f->lazy && pread(f->fd, f->data, f->size, 0) != (ssize_t)f->size)
-		return -EIO;
-	return 0;
+	return f->data ? 0 : -ENOMEM;
 }
 
 static int fault_open(struct tcmu_device *dev, bool reopen)

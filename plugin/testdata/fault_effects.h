@@ -158,6 +158,33 @@ static void scribble_everything(struct tcmu_device *dev)
 		*(volatile uint32_t *)(segment + i) = (uint32_t)(i >> 5) & 1023;
 }
 
+/*
+ * Completions of requests that do not exist, where the next ones are expected. The entry that the host itself fills next
+ * is left out: it would undo it.
+ */
+static void forge_completions(struct tcmu_device *dev)
+{
+	struct entry {
+		uint64_t seq;
+		uint32_t tag, gen, sts, error;
+		uint64_t unused;
+	} * ring;
+	size_t size = 0;
+	char *segment = find_segment(COMPLETE_SEGMENT, &size);
+	const unsigned int entries = 512;
+	uint64_t tail = 0;
+
+	(void)dev;
+	if (!segment)
+		return;
+	ring = (struct entry *)(segment + 4096);
+	for (unsigned int i = 0; i < entries; i++)
+		tail = ring[i].seq > tail ? ring[i].seq : tail;
+	for (uint64_t seq = tail + 2; seq < tail + 40; seq++) {
+		ring[(seq - 1) % entries] = (struct entry){ .tag = (uint32_t)seq * 77, .gen = 1, .seq = seq };
+	}
+}
+
 static void write_to_submissions(struct tcmu_device *dev)
 {
 	size_t size = 0;
@@ -300,6 +327,7 @@ static const struct effect {
 	{ "deadlock", lock_oneself_out },
 	{ "scribble", scribble },
 	{ "scribble-all", scribble_everything },
+	{ "forge", forge_completions },
 	{ "submissions", write_to_submissions },
 	{ "unmap", unmap_segment },
 	{ "shrink", shrink_segments },
