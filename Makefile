@@ -168,6 +168,10 @@ soak: deps all ## run the tests again and again for SOAK_MINUTES (60), with thos
 		$(MAKE) --no-print-directory test-c; \
 	done
 
+.PHONY: mutation
+mutation: all ## switch off what recovery consists of, one thing at a time, and see that a test notices
+	$(go_test) $(logs)/mutation.log -tags mutation -timeout 30m -run '^TestMutations$$' ./plugin
+
 .PHONY: bench
 bench: all ## compare with other ways to have a device in memory; BENCH_FLAGS adds flags, such as -quick
 	TCMUR_BIN='$(CURDIR)/bin' $(GO) test -run '^$$' -bench . -benchmem ./...

@@ -22,8 +22,11 @@ type Death struct {
 	Requests []RequestInfo
 	// Poison: the only request in flight was given up, because the handler dies of it each time.
 	Poison bool
-	// Output is the end of what the process wrote to its log before it died: for a crash, the handler's backtrace.
+	// Output is what the process said of its death: for a crash, the place and the handler's backtrace. It is complete
+	// a moment after the death.
 	Output string
+
+	output *tail // of the process; nil when it is in Output already
 }
 
 // RequestInfo names a request.
@@ -96,6 +99,7 @@ func (l *Library) Deaths(minor int) []Death {
 			found = found || r.Minor == minor
 		}
 		if found {
+			d.Output, d.output = crashReport(d.output.String()), nil
 			some = append(some, d)
 		}
 	}
@@ -106,13 +110,14 @@ func (l *Library) Deaths(minor int) []Death {
 func (h *handler) report(dead *host, inFlight []*op, outside, poison bool) {
 	d := Death{
 		Time: time.Now(), Handler: h.subtype, PID: dead.pid(), Reason: dead.process.exitReason(), Outside: outside,
-		Poison: poison, Output: dead.output.String(),
+		Poison: poison, output: &dead.output,
 	}
 	switch dead.killedFor.Load() {
 	case killedForHang:
-		d.Reason = "did not complete a request in time and was killed"
+		d.Reason = "did not come back from the handler in time and was killed"
 	case killedForRemoval:
-		d.Reason = "was killed to remove a device by force"
+		h.log.Warn("handler process was killed for a removal by force", "handler", h.subtype, "pid", d.PID)
+		return
 	case killedForSilence:
 		d.Reason = "closed its descriptors and was killed"
 	case killedForViolation:

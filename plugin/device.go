@@ -19,6 +19,8 @@ import (
 const (
 	minBlockSize = 512
 	maxBlockSize = 65536
+	// maxRetryTime is how long at most a handler's "busy" is put up with.
+	maxRetryTime = 20 * time.Second
 )
 
 // DeviceOptions are what a user may ask of a device beyond its config string. The zero value asks for nothing.
@@ -80,6 +82,7 @@ type Device struct {
 	patience  int64                 // Timeout in ticks
 	failed    atomic.Pointer[error] // why it fails for good; nil while it works
 	hasFailed chan struct{}         // closed when failed is set
+	memory    *memory               // that outlives hosts; set by the first open
 
 	// Set by open, then constant.
 	blockSize int
@@ -87,7 +90,8 @@ type Device struct {
 	alignment int64
 	canRead   bool
 	canWrite  bool
-	retains   bool // writes are kept until they are flushed
+	// retains: writes are kept until they are flushed. May change with a reopen.
+	retains atomic.Bool
 
 	size atomic.Int64
 
@@ -100,10 +104,14 @@ type Device struct {
 // open opens the device in a host and takes over its attributes, or with reopen set compares them with those that its
 // users know.
 func (d *Device) open(ctx context.Context, in *host, reopen bool) error {
+	if d.memory == nil {
+		d.memory = newMemory(d.name)
+	}
+	in.memory.lend(d.minor, d.memory)
 	reply, err := in.rpc.Open(ctx, &hostpb.OpenRequest{
 		Device: uint32(d.minor), Name: d.name, Config: d.inner,
 		Size: uint64(d.opts.Size), BlockSize: uint32(d.opts.BlockSize), MaxXfer: uint32(d.opts.MaxXfer),
-		ReadOnly: d.opts.ReadOnly, Reopen: reopen,
+		ReadOnly: d.opts.ReadOnly, Reopen: reopen, RetryMs: retryTime(d.opts.Timeout),
 	})
 	if err != nil {
 		return in.rpcError("open", err)
@@ -120,17 +128,42 @@ func (d *Device) open(ctx context.Context, in *host, reopen bool) error {
 	return nil
 }
 
-// firstOpen opens a new device in whichever host serves its handler, once more if that dies of something else
-// meanwhile.
+// retryTime is how long, in milliseconds, the host tries a request again that the handler is too busy for: less than what
+// makes the handler count as hung.
+func retryTime(timeout time.Duration) uint32 {
+	most := maxRetryTime
+	if timeout > 0 {
+		most = min(most, timeout*2/3)
+	}
+	return uint32(max(1, most.Milliseconds()))
+}
+
+// firstOpen opens a new device in the host that serves its handler. A handler that does not return from that has its
+// process killed when the context ends: no other device could be opened there any more.
 func (d *Device) firstOpen(ctx context.Context) error {
-	if _, err := d.handler.service(ctx, d); err != nil {
+	err := d.tryFirstOpen(ctx)
+	if err != nil {
+		d.memory.drop()
+	}
+	return err
+}
+
+func (d *Device) tryFirstOpen(ctx context.Context) error {
+	if err := d.handler.hold(ctx, d.handler.shape.TryRLock); err != nil {
 		return err
 	}
-	in := d.handler.current()
-	if err := d.handler.checkConfig(ctx, d.inner); err != nil {
+	defer d.handler.shape.RUnlock()
+	in, err := d.handler.service(ctx, d)
+	if err != nil {
 		return err
 	}
-	if err := d.open(ctx, in, false); err != nil {
+	if err = d.handler.checkConfig(ctx, in, d.inner); err == nil {
+		err = d.open(ctx, in, false)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			in.killFor(killedForHang)
+		}
 		return err
 	}
 	// From here on a recovery reopens it. One that has begun since the open has missed it.
@@ -146,8 +179,24 @@ func (d *Device) firstOpen(ctx context.Context) error {
 	return nil
 }
 
+// comeBack reopens the device in a host and replays its retained changes. On error it is not open there, unless the host
+// has died (shared.ErrPeerGone, or the host is not alive).
+func (d *Device) comeBack(ctx context.Context, in *host) error {
+	if err := d.open(ctx, in, true); err != nil {
+		return err
+	}
+	err := d.replay(in.channel)
+	if err != nil && !errors.Is(err, shared.ErrPeerGone) {
+		_ = d.closeIn(ctx, in) // what it says of the flush comes too late
+	}
+	return err
+}
+
 // compare checks that a reopened device is what it was.
 func (d *Device) compare(r *hostpb.OpenReply) error {
+	if d.mustRetain(r) {
+		d.retains.Store(true) // and never back to false: the host before may have to go on
+	}
 	if int64(r.GetSize()) != d.Size() || int64(r.GetAlignment()) > d.alignment {
 		return control.Failf(syscall.EIO, "it had %d bytes, and has %d after its handler was restarted", d.Size(), r.GetSize())
 	}
@@ -160,6 +209,7 @@ func (d *Device) fail(reason error) {
 	if d.failed.CompareAndSwap(nil, &err) {
 		close(d.hasFailed)
 		d.handler.log.Error("device has failed; remove it", "device", d.name, "reason", reason)
+		d.memory.drop()
 	}
 }
 
@@ -189,49 +239,106 @@ func (d *Device) adopt(r *hostpb.OpenReply) error {
 	d.blockSize, d.alignment = int(block), int64(align)
 	d.maxXfer = int(xfer) - int(xfer)%int(align)
 	d.canRead, d.canWrite = r.GetCanRead(), r.GetCanWrite()
-	// Without a flush, what has completed is as durable as it gets.
-	d.retains = r.GetCanFlush() && r.GetCanWrite() && !d.opts.FailFast && !d.opts.ReadOnly
+	d.retains.Store(d.mustRetain(r))
 	return nil
 }
 
-// errBusy is wrapped by the error of a close that gave up waiting for the device's requests: the device is still there.
+// mustRetain decides whether writes have to be kept. Without a flush, what has completed is as durable as it gets.
+func (d *Device) mustRetain(r *hostpb.OpenReply) bool {
+	return r.GetCanFlush() && r.GetCanWrite() && !r.GetWritesSurvive() && !d.opts.FailFast && !d.opts.ReadOnly
+}
+
+// errBusy is wrapped by the error of a close that gave up before it began: the device is still there.
 var errBusy = errors.New("requests are still in progress")
 
 // close waits for the device's calls in progress and closes it in the host, which flushes it first. ETIMEDOUT, with
-// errBusy, when the calls do not end within the context: the device stays open. Any other error is that of the flush or
-// of the host, and the device is closed.
-func (d *Device) close(ctx context.Context) error {
+// errBusy, when the calls do not end within the context: the device stays open. Any other error says that writes may be
+// lost, and the device is closed.
+func (d *Device) close(ctx context.Context) (err error) {
+	if err := d.handler.hold(ctx, d.handler.shape.TryRLock); err != nil {
+		return fmt.Errorf("%s: %w (%w)", d.name, errBusy, err)
+	}
+	defer d.handler.shape.RUnlock()
 	if err := d.gate.shut(ctx); err != nil {
 		return fmt.Errorf("%s: %w (%w)", d.name, errBusy, syscall.ETIMEDOUT)
 	}
+	defer func() {
+		if !errors.Is(err, errBusy) {
+			d.memory.drop()
+		}
+	}()
 	for {
-		if _, err := d.handler.service(ctx, d); errors.Is(err, syscall.ETIMEDOUT) {
+		in, err := d.handler.service(ctx, d)
+		switch {
+		case errors.Is(err, syscall.ETIMEDOUT):
 			d.gate.open()
-			return fmt.Errorf("%s: %w: %w", d.name, errBusy, err)
-		} else if err != nil {
-			return err
+			return fmt.Errorf("%s: %w (%w)", d.name, errBusy, err)
+		case err != nil:
+			return d.lost(err) // it has failed; the host does not have it
 		}
-		in := d.handler.current()
-		_, err := in.rpc.Close(ctx, &hostpb.CloseRequest{Device: uint32(d.minor)})
-		if err == nil {
+		err = d.closeIn(ctx, in)
+		switch {
+		case err == nil:
 			return nil
-		}
-		err = in.rpcError("close", err)
-		if in.alive() {
+		case in.alive():
 			return fmt.Errorf("its last flush failed: %w", err)
 		}
-		if d.unflushed.held() == 0 {
+		// The host died in close: the next one gets the retained writes, and another chance.
+		d.closeDeaths++
+		switch {
+		case d.unflushed.held() == 0:
 			d.fail(errors.New("its handler died while closing it"))
 			return nil // nothing was lost
-		}
-		// It died in close: the next host gets the retained writes, and another chance.
-		if d.closeDeaths++; d.closeDeaths >= poisonDeaths {
-			d.fail(errors.New("its handler dies while closing it"))
-			return fmt.Errorf("its handler died %d times while closing it: writes since the last flush may be lost (%w)",
-				d.closeDeaths, syscall.EIO)
+		case d.closeDeaths >= poisonDeaths || ctx.Err() != nil:
+			err = fmt.Errorf("its handler died %d times while closing it (last: %w)", d.closeDeaths, err)
+			d.fail(err)
+			return d.lost(err)
 		}
 		<-in.abandoned
 	}
+}
+
+// closeIn closes the device in a host, which flushes it first; nothing is retained then any more. A handler that does not
+// return from that within the context, or the device's timeout, has its process killed. Otherwise an error is that of
+// the flush, and the device is closed.
+func (d *Device) closeIn(ctx context.Context, in *host) error {
+	if d.opts.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d.opts.Timeout)
+		defer cancel()
+	}
+	_, err := in.rpc.Close(ctx, &hostpb.CloseRequest{Device: uint32(d.minor)})
+	if err == nil {
+		d.unflushed.drop()
+		return nil
+	}
+	err = in.rpcError("close", err)
+	if deadline, ok := ctx.Deadline(); ctx.Err() != nil || ok && time.Until(deadline) < closeReplyTime {
+		in.killFor(killedForHang)
+		<-in.abandoned
+	}
+	return err
+}
+
+// closeReplyTime is how long before the end of its time a host says that the handler has not come back from close.
+const closeReplyTime = 100 * time.Millisecond
+
+// lost is the error of a device that goes without having been closed: nil if no write was waiting for a flush.
+func (d *Device) lost(reason error) error {
+	held := d.unflushed.held()
+	if held == 0 {
+		return nil
+	}
+	return control.Failf(syscall.EIO, "%d bytes of unflushed writes may be lost: %v", held, reason)
+}
+
+// Failure is why all requests of the device fail and it should be removed, nil while it works. A device of a handler that
+// has failed has failed too.
+func (d *Device) Failure() error {
+	if err := d.failure(); err != nil {
+		return err
+	}
+	return d.handler.failure()
 }
 
 // Name is the device's name, subtype and minor: "ram000".

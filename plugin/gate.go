@@ -42,6 +42,9 @@ func (g *gate) leave() {
 // busy reports whether anybody is in.
 func (g *gate) busy() bool { return g.state.Load()&^closedBit != 0 }
 
+// open undoes shut.
+func (g *gate) open() { g.state.And(^int64(closedBit)) }
+
 // shut lets nobody enter any more and waits until everybody has left. When the context ends first the gate is open
 // again, and the result is the context's error. Not for concurrent use.
 func (g *gate) shut(ctx context.Context) error {
@@ -61,6 +64,3 @@ func (g *gate) shut(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
-
-// open undoes shut.
-func (g *gate) open() { g.state.And(^int64(closedBit)) }

@@ -25,31 +25,39 @@ import (
 type handler struct {
 	lib     *Library
 	subtype string
-	path    string
 	since   time.Time
 	log     hclog.Logger
+
+	// shape is held for reading while a device is opened or closed, and for writing by a reload.
+	shape sync.RWMutex
 
 	// direct is the channel of the host in service, for the fast path; it may be that of a host that has just died, which
 	// takes no more requests.
 	direct atomic.Pointer[shared.Channel]
-	// successor is the host that a recovery is preparing, nil at other times: it can hang as the one in service can.
+	// successor is the host that a recovery or a reload is preparing, nil at other times: it can hang as the one in
+	// service can.
 	successor atomic.Pointer[host]
 	progress  atomic.Bool  // a request has completed since the last death
 	restarts  atomic.Int64 // of the host
 
-	stopped    chan struct{} // closed by stop
-	replaced   chan struct{} // told when host has changed otherwise than by a death
-	supervised chan struct{} // closed when supervise has returned
+	life       context.Context // of the supervisor's work; ended by stop
+	endLife    context.CancelFunc
+	reloads    chan reloadCall // to supervise
+	supervised chan struct{}   // closed when supervise has returned
 
 	mu        sync.Mutex
 	state     HandlerState
-	host      *host // in service, or the last one that was; nil while the handler is being loaded
+	path      string // of the shared object
+	host      *host  // in service, or the last one that was; nil while the handler is being loaded
 	reply     *hostpb.LoadReply
 	resumed   chan struct{} // closed when state is no longer HandlerRecovering
 	lastError error         // why state is HandlerFailed
 	parked    []*op         // whose host has died, and which the next one gets
 
-	deathsInRow int // supervise's own
+	// supervise's own:
+
+	deathsInRow int
+	graves      []*host // dead, or replaced; the payloads of parked requests may lie in their channels
 }
 
 // HandlerState tells whether a handler serves.
@@ -73,6 +81,7 @@ type HandlerInfo struct {
 	NRThreads int // requests that the handler takes at once per device; 0: it queues them itself
 	PID       int // of the host process
 	State     HandlerState
+	Failure   error     // why State is HandlerFailed
 	Restarts  int       // of the host process
 	Since     time.Time // of the load
 }
@@ -83,7 +92,7 @@ func (h *handler) info() HandlerInfo {
 	return HandlerInfo{
 		Subtype: h.subtype, Name: h.reply.GetName(), Path: h.path, ABI: h.reply.GetAbi(), CfgDesc: h.reply.GetCfgDesc(),
 		Callbacks: h.reply.GetCallbacks(), NRThreads: int(h.reply.GetNrThreads()), PID: h.host.pid(),
-		State: h.state, Restarts: int(h.restarts.Load()), Since: h.since,
+		State: h.state, Failure: h.lastError, Restarts: int(h.restarts.Load()), Since: h.since,
 	}
 }
 
@@ -119,41 +128,56 @@ func (l *Library) loadHandler(ctx context.Context, subtype string) (*handler, er
 	}
 	h := &handler{
 		lib: l, subtype: subtype, path: path, since: time.Now(), log: l.log, state: HandlerRunning,
-		stopped: make(chan struct{}), replaced: make(chan struct{}, 1), supervised: make(chan struct{}),
+		reloads: make(chan reloadCall), supervised: make(chan struct{}),
 	}
 	first, err := l.takeHost()
 	if err != nil {
 		return nil, err
 	}
-	if h.reply, err = h.loadInto(ctx, first); err != nil {
+	if h.reply, err = h.loadInto(ctx, first, path); err != nil {
+		if ctx.Err() != nil {
+			first.killFor(killedForHang) // it would not listen
+		}
 		first.stop()
 		return nil, err
 	}
+	h.life, h.endLife = context.WithCancel(context.Background())
 	h.host = first
 	h.direct.Store(first.channel)
-	first.enlist(func() {}, h.suspend) // if it is dead already, supervise sees that
+	first.enlist(func() {}, func() { h.died(first) }) // if it is dead already, supervise sees that
 	go h.supervise()
 	l.log.Info("handler loaded", "handler", subtype, "path", path, "abi", h.reply.GetAbi(), "pid", first.pid())
 	return h, nil
 }
 
-// loadInto has a host load the handler.
-func (h *handler) loadInto(ctx context.Context, to *host) (*hostpb.LoadReply, error) {
-	reply, err := to.rpc.Load(ctx, &hostpb.LoadRequest{Path: h.path, Subtype: h.subtype, LogLevel: logLevel(h.log)})
+// announce makes a host the successor.
+func (h *handler) announce(next *host) {
+	h.successor.Store(next)
+	if h.isStopped() { // stop may have looked too early
+		next.killFor(killedForRemoval)
+	}
+}
+
+// loadInto has a host load the handler from a shared object.
+func (h *handler) loadInto(ctx context.Context, to *host, path string) (*hostpb.LoadReply, error) {
+	reply, err := to.rpc.Load(ctx, &hostpb.LoadRequest{Path: path, Subtype: h.subtype, LogLevel: logLevel(h.log)})
 	if err != nil {
 		return nil, to.rpcError("handler_init", err)
 	}
 	return reply, nil
 }
 
-// stop ends the handler's service and its host. It has no devices any more.
-func (h *handler) stop() {
-	close(h.stopped)
+// stop ends the handler's service and its host, which is killed if that takes longer than the context. It has no devices
+// any more.
+func (h *handler) stop(ctx context.Context) {
+	h.endLife()
 	if next := h.successor.Load(); next != nil {
 		next.killFor(killedForRemoval)
 	}
 	<-h.supervised
-	h.current().stop()
+	in := h.current()
+	defer context.AfterFunc(ctx, func() { in.killFor(killedForRemoval) })()
+	in.stop()
 }
 
 // logLevel asks the host for no more than what the logger will show.
@@ -191,8 +215,7 @@ func (h *host) rpcError(what string, err error) error {
 }
 
 // checkConfig asks the handler; config is without its leading slash.
-func (h *handler) checkConfig(ctx context.Context, config string) error {
-	host := h.current()
+func (h *handler) checkConfig(ctx context.Context, host *host, config string) error {
 	if _, err := host.rpc.CheckConfig(ctx, &hostpb.CheckConfigRequest{Config: config}); err != nil {
 		return host.rpcError("check_config", err)
 	}

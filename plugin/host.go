@@ -51,11 +51,13 @@ type host struct {
 	connection *grpc.ClientConn
 	process    *processRunner
 	liveness   *os.File // our end; its closing tells the host that the front does not need it any more
-	output     tail     // of its log
+	memory     *memoryServer
+	output     tail // of its log
 
 	abandoned chan struct{} // closed once the process is dead and its requests have been ended
 	stopOnce  sync.Once
 	killedFor atomic.Int32 // why we killed it
+	judged    bool         // its death has been looked into; supervise's own
 
 	mu      sync.Mutex
 	dead    bool   // the process has exited
@@ -92,7 +94,14 @@ func startHost(binary string, memory int64, log hclog.Logger) (*host, error) {
 	}
 	h.liveness = os.NewFile(uintptr(pair[0]), "liveness")
 	theirs := os.NewFile(uintptr(pair[1]), "liveness-host")
-	err = h.connect(binary, theirs)
+	var memoryEnd *os.File
+	if h.memory, memoryEnd, err = newMemoryServer(log); err == nil {
+		err = h.connect(binary, theirs, memoryEnd)
+		memoryEnd.Close()
+		if err != nil {
+			h.memory.stop()
+		}
+	}
 	theirs.Close()
 	h.channel.CloseFiles()
 	if err != nil {
@@ -106,7 +115,7 @@ func startHost(binary string, memory int64, log hclog.Logger) (*host, error) {
 }
 
 // connect starts the process through go-plugin and performs the handshake. On error no process is left.
-func (h *host) connect(binary string, liveness *os.File) error {
+func (h *host) connect(binary string, liveness, memory *os.File) error {
 	var socketDir string
 	h.client = goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  control.Handshake,
@@ -124,9 +133,10 @@ func (h *host) connect(binary string, liveness *os.File) error {
 			socketDir = dir
 			submit, complete := h.channel.Files()
 			cmd := exec.Command(binary,
-				donated(control.FlagSubmitFD, 0), donated(control.FlagCompleteFD, 1), donated(control.FlagLivenessFD, 2))
+				donated(control.FlagSubmitFD, 0), donated(control.FlagCompleteFD, 1), donated(control.FlagLivenessFD, 2),
+				donated(control.FlagMemoryFD, 3))
 			cmd.Env = append(hostEnv(os.Environ()), spec.Env...)
-			cmd.ExtraFiles = []*os.File{submit, complete, liveness}
+			cmd.ExtraFiles = []*os.File{submit, complete, liveness, memory}
 			// A group of its own: ^C in the front's terminal is for the front to act on.
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 			r, err := newProcessRunner(cmd)
@@ -273,6 +283,7 @@ func (h *host) stop() {
 	h.stopOnce.Do(func() {
 		h.client.Kill()
 		h.liveness.Close()
+		h.memory.stop()
 		<-h.abandoned
 		h.channel.Close()
 	})

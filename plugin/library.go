@@ -23,12 +23,10 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
-	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
 )
 
 const (
@@ -106,12 +104,17 @@ func Init(cfg Config) (*Library, error) {
 
 // Exit is libtcmur_exit: it unloads every handler that has no devices. EBUSY while a device exists.
 func (l *Library) Exit(ctx context.Context) error {
-	var failures []error
-	for _, info := range l.Handlers() {
-		if err := l.UnloadHandler(ctx, info.Subtype); err != nil && !errors.Is(err, syscall.ENOENT) {
-			failures = append(failures, err)
-		}
+	all := l.Handlers()
+	failures := make([]error, len(all))
+	var wg sync.WaitGroup
+	for i := range all {
+		wg.Go(func() {
+			if err := l.UnloadHandler(ctx, all[i].Subtype); !errors.Is(err, syscall.ENOENT) {
+				failures[i] = err
+			}
+		})
 	}
+	wg.Wait()
 	return errors.Join(failures...)
 }
 
@@ -180,18 +183,14 @@ func checkSubtype(subtype string) error {
 	return nil
 }
 
-// UnloadHandler is tcmur_handler_unload: it ends the handler's host process. ENOENT: not loaded. EBUSY: the handler has
-// devices, or is being loaded.
-func (l *Library) UnloadHandler(_ context.Context, subtype string) error {
+// UnloadHandler is tcmur_handler_unload: it ends the handler's host process, which is killed when the context ends first.
+// ENOENT: not loaded. EBUSY: the handler has devices, or is being loaded.
+func (l *Library) UnloadHandler(ctx context.Context, subtype string) error {
 	l.mu.Lock()
-	h := l.handlers[subtype]
-	if h == nil {
+	h, err := l.findLoaded(subtype)
+	if err != nil {
 		l.mu.Unlock()
-		return control.Failf(syscall.ENOENT, "unload %s: no such handler is loaded%s", subtype, l.loadedHint())
-	}
-	if !h.isLoaded() {
-		l.mu.Unlock()
-		return control.Failf(syscall.EBUSY, "unload %s: it is being loaded", subtype)
+		return fmt.Errorf("unload %s: %w", subtype, err)
 	}
 	if names := l.devicesOf(h); len(names) > 0 {
 		l.mu.Unlock()
@@ -200,10 +199,22 @@ func (l *Library) UnloadHandler(_ context.Context, subtype string) error {
 	l.handlers[subtype] = &handler{subtype: subtype} // nobody may add to it, nor load it again yet
 	l.mu.Unlock()
 
-	h.stop()
+	h.stop(ctx)
 	l.log.Info("handler unloaded", "handler", subtype)
 	l.forget(subtype)
 	return nil
+}
+
+// findLoaded returns a loaded handler. ENOENT: not loaded. EBUSY: it is being loaded or unloaded. mu is held.
+func (l *Library) findLoaded(subtype string) (*handler, error) {
+	h := l.handlers[subtype]
+	switch {
+	case h == nil:
+		return nil, control.Failf(syscall.ENOENT, "no such handler is loaded%s", l.loadedHint())
+	case !h.isLoaded():
+		return nil, control.Failf(syscall.EBUSY, "it is being loaded or unloaded")
+	}
+	return h, nil
 }
 
 // isLoaded tells a handler from a placeholder for one that is being loaded or unloaded.
@@ -299,7 +310,7 @@ func (l *Library) CheckConfig(ctx context.Context, config string) error {
 	if err != nil {
 		return err
 	}
-	return h.checkConfig(ctx, rest)
+	return h.checkConfig(ctx, h.current(), rest)
 }
 
 // AddDevice is tcmur_device_add: it opens a device and gives it the minor.
@@ -394,67 +405,20 @@ func (l *Library) RemoveDevice(ctx context.Context, minor int) error {
 	return nil
 }
 
-// ForceRemoveDevice removes a device at once: its requests in progress fail with EIO, and its handler's process is
-// killed if it has any, which the handler's other devices survive. ENODEV: no such device. EIO: writes since its last
-// flush may be lost.
-func (l *Library) ForceRemoveDevice(minor int) error {
-	l.mu.Lock()
-	d, err := l.lookup(minor)
-	if err == nil {
-		d.ready, d.served = false, false
-	}
-	l.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("remove: %w", err)
-	}
-	d.fail(errors.New("it was removed by force"))
-	if d.gate.busy() || d.handler.recovering() {
-		d.handler.abort()
-	} else {
-		ctx, cancel := context.WithTimeout(context.Background(), forceTimeout)
-		in := d.handler.current()
-		if _, err := in.rpc.Close(ctx, &hostpb.CloseRequest{Device: uint32(d.minor)}); err != nil {
-			in.killFor(killedForRemoval)
-		}
-		cancel()
-	}
-	_ = d.gate.shut(context.Background()) // its requests end: the device has failed, and the host is dead
-	l.mu.Lock()
-	l.devices[minor] = nil
-	l.mu.Unlock()
-	held := d.unflushed.held()
-	d.unflushed.drop()
-	if held > 0 {
-		return control.Failf(syscall.EIO, "remove %s: removed by force; %d bytes of unflushed writes may be lost", d.name, held)
-	}
-	return nil
-}
-
-// forceTimeout is how long a forced removal gives the handler to close the device.
-const forceTimeout = time.Second
-
-// Shutdown ends everything: it removes all devices, each handler's at the same time as the others', and unloads all
-// handlers. What a handler has not finished when the context ends is killed with its process. Afterwards no process is
-// left, whatever the result; an error says that a device could not be closed properly, so that data may be lost.
+// Shutdown ends everything: it removes all devices at the same time, then unloads all handlers. What a handler has not
+// finished when the context ends is killed with its process. Afterwards no process is left, whatever the result; an error
+// says that a device could not be closed properly, so that data may be lost.
 func (l *Library) Shutdown(ctx context.Context) error {
-	var mu sync.Mutex
-	var failures []error
+	all := l.Devices()
+	failures := make([]error, len(all))
 	var wg sync.WaitGroup
-	byHandler := make(map[*handler][]int)
-	for _, d := range l.Devices() {
-		byHandler[d.handler] = append(byHandler[d.handler], d.minor)
-	}
-	for _, minors := range byHandler {
+	for i, d := range all {
 		wg.Go(func() {
-			for _, minor := range minors {
-				err := l.RemoveDevice(ctx, minor)
-				if errors.Is(err, errBusy) {
-					err = errors.Join(err, l.ForceRemoveDevice(minor))
-				}
-				mu.Lock()
-				failures = append(failures, err)
-				mu.Unlock()
+			err := l.RemoveDevice(ctx, d.minor)
+			if errors.Is(err, errBusy) {
+				err = errors.Join(err, l.forceRemove(d, 0))
 			}
+			failures[i] = err
 		})
 	}
 	wg.Wait()

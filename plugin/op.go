@@ -36,11 +36,11 @@ var ops = sync.Pool{New: func() any { return new(op) }}
 // that is under way. EIO: the device or its handler has failed.
 func (d *Device) acquire(kind shared.Op, n int) (*shared.Request, error) {
 	for {
-		c, err := d.handler.service(context.Background(), d)
+		in, err := d.handler.service(context.Background(), d)
 		if err != nil {
 			return nil, err
 		}
-		r, err := c.Get(kind, uint64(n))
+		r, err := in.channel.Get(kind, uint64(n))
 		if !errors.Is(err, shared.ErrPeerGone) {
 			return r, err
 		}
@@ -107,10 +107,13 @@ func (o *op) end(err error) {
 	}
 }
 
-// move gives the op a request of another channel, with the same payload. ErrPeerGone: that one's host has died too, and
-// the op is unchanged.
+// move gives the op a request of a channel, with the same payload. ErrPeerGone: that one's host has died too, and the op
+// is unchanged.
 func (o *op) move(c *shared.Channel) error {
 	old := o.req
+	if c.Owns(old) {
+		return nil // it was held back while the channel was suspended
+	}
 	r, err := c.Get(old.Op, old.Length)
 	if err != nil {
 		return err

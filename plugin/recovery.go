@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
 	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
@@ -36,9 +37,9 @@ const (
 	recoverTimeout = 60 * time.Second
 )
 
-// service returns the channel of the host that serves the device now, and waits while there is none. EIO: there will be
-// none, or the device has failed. ETIMEDOUT: the context has ended.
-func (h *handler) service(ctx context.Context, d *Device) (*shared.Channel, error) {
+// service returns the host that serves the device now, and waits while there is none. EIO: there will be none, or the
+// device has failed. ETIMEDOUT: the context has ended first.
+func (h *handler) service(ctx context.Context, d *Device) (*host, error) {
 	for {
 		h.mu.Lock()
 		state, resumed, host := h.state, h.resumed, h.host
@@ -48,7 +49,7 @@ func (h *handler) service(ctx context.Context, d *Device) (*shared.Channel, erro
 		}
 		switch state {
 		case HandlerRunning:
-			return host.channel, nil
+			return host, nil
 		case HandlerFailed:
 			return nil, control.Failf(syscall.EIO, "handler %s has failed: %v", h.subtype, h.failure())
 		}
@@ -56,16 +57,30 @@ func (h *handler) service(ctx context.Context, d *Device) (*shared.Channel, erro
 		case <-resumed:
 		case <-d.hasFailed:
 		case <-ctx.Done():
-			return nil, control.Failf(syscall.ETIMEDOUT, "handler %s is being restarted", h.subtype)
+			return nil, control.Failf(syscall.ETIMEDOUT, "the process of handler %s is still being replaced", h.subtype)
 		}
 	}
 }
 
-// suspend stops new requests; those in flight are not touched. It is called when a host has died, before its requests
-// end, and for a planned replacement.
+// suspend stops new requests; those in flight are not touched.
 func (h *handler) suspend() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.suspendLocked()
+}
+
+// died is called when a host has died that was put into service, before its requests end. The exit of one that has been
+// replaced since then is nobody's concern.
+func (h *handler) died(in *host) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.host == in {
+		h.suspendLocked()
+	}
+}
+
+// suspendLocked needs h.mu.
+func (h *handler) suspendLocked() {
 	if h.state == HandlerRunning {
 		h.setState(HandlerRecovering)
 		h.resumed = make(chan struct{})
@@ -91,6 +106,7 @@ func (h *handler) setState(s HandlerState) {
 	h.state = s
 }
 
+// failure is why the handler fails for good, nil while it does not.
 func (h *handler) failure() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -109,11 +125,11 @@ func (h *handler) park(o *op) {
 	case err != nil:
 	case h.state == HandlerFailed:
 		err = h.lastError
-	case h.state == HandlerRunning && h.host.channel.Owns(o.req):
+	case h.state == HandlerRunning && h.host.channel.Owns(o.req) && o.req.Sent:
 		// Only stop abandons a channel in service; there are no devices then.
 		err = errDied
 	case h.state == HandlerRunning:
-		// It was on its way to the old host when the new one took over.
+		// It was on its way to the old host when the new one took over, or when that was put off.
 		c := h.host.channel
 		h.mu.Unlock()
 		go h.resend(o, c)
@@ -149,56 +165,46 @@ func (h *handler) noteProgress() {
 	}
 }
 
-// supervise waits for the death of each host of the handler and replaces it, until stop or until that is of no use.
+// supervise replaces each host of the handler that dies, and any host on request, until stop or until that is of no use.
 func (h *handler) supervise() {
 	defer close(h.supervised)
+	defer h.bury()
 	for {
-		h.mu.Lock()
-		host := h.host
-		h.mu.Unlock()
+		host := h.current()
 		select {
 		case <-host.abandoned:
-		case <-h.replaced: // by reload: look again
-			continue
-		case <-h.stopped:
-			return
-		}
-		h.mu.Lock()
-		current := h.host == host
-		h.mu.Unlock()
-		if !current {
-			continue
-		}
-		if h.isStopped() {
-			return
-		}
-		if err := h.recover(host); err != nil {
-			h.giveUp(err)
+			if err := h.recover(host); err != nil {
+				h.giveUp(err)
+				return
+			}
+			h.bury()
+		case call := <-h.reloads:
+			call.done <- h.replace(call, host)
+			if h.current().alive() {
+				h.bury()
+			}
+		case <-h.life.Done():
+			h.giveUp(nil)
 			return
 		}
 	}
 }
 
-func (h *handler) isStopped() bool {
-	select {
-	case <-h.stopped:
-		return true
-	default:
-		return false
+func (h *handler) isStopped() bool { return h.life.Err() != nil }
+
+// bury frees hosts that are of no use any more.
+func (h *handler) bury() {
+	for _, g := range h.graves {
+		h.lib.background.Go(g.stop)
 	}
+	h.graves = nil
 }
 
 // recover replaces a dead host. Its error is why that is given up.
 func (h *handler) recover(dead *host) error {
 	began := time.Now()
 	h.suspend()
-	graves := []*host{dead} // their channels hold the payloads of parked requests
-	defer func() {
-		h.successor.Store(nil)
-		for _, g := range graves {
-			go g.stop()
-		}
-	}()
+	h.graves = append(h.graves, dead)
 	var lastErr error
 	for {
 		if dead != nil {
@@ -207,7 +213,9 @@ func (h *handler) recover(dead *host) error {
 		if h.progress.Swap(false) {
 			h.deathsInRow = 0
 		}
-		h.deathsInRow++
+		if dead == nil || dead.killedFor.Load() != killedForRemoval {
+			h.deathsInRow++
+		}
 		if h.deathsInRow > h.lib.cfg.DeathBudget {
 			return fmt.Errorf("died %d times in a row without completing a request (last: %w)", h.deathsInRow, lastErr)
 		}
@@ -216,9 +224,7 @@ func (h *handler) recover(dead *host) error {
 		}
 		next, err := h.startSuccessor()
 		if err == nil {
-			graves = append(graves, next)
 			if err = h.takeOver(next); err == nil {
-				graves = graves[:len(graves)-1]
 				h.log.Warn("handler recovered", "handler", h.subtype, "pid", next.pid(), "after",
 					time.Since(began).Round(time.Millisecond).String(), "restarts", h.restarts.Add(1))
 				return nil
@@ -226,10 +232,11 @@ func (h *handler) recover(dead *host) error {
 		}
 		lastErr = err
 		h.log.Error("recovery failed, trying again", "handler", h.subtype, "error", err)
-		dead = next
-		if dead != nil {
+		if dead = next; dead != nil {
 			dead.kill()
+			h.graves = append(h.graves, dead)
 		}
+		h.successor.Store(nil)
 	}
 }
 
@@ -240,34 +247,47 @@ func (h *handler) backOff() bool {
 		pause = min(firstBackoff<<(h.deathsInRow-2), maxBackoff)
 	}
 	select {
-	case <-h.stopped:
+	case <-h.life.Done():
 		return false
 	case <-time.After(pause):
 		return true
 	}
 }
 
-// startSuccessor starts a host with the handler loaded. On error the host is returned too, if there is one.
+// startSuccessor starts a host with the handler loaded, which is the successor then. On error there is none.
 func (h *handler) startSuccessor() (*host, error) {
-	next, err := h.lib.takeHost()
+	h.mu.Lock()
+	path := h.path
+	h.mu.Unlock()
+	next, reply, err := h.prepare(h.life, path)
 	if err != nil {
-		return nil, err
-	}
-	h.successor.Store(next)
-	if h.isStopped() { // stop may have looked too early
-		next.killFor(killedForRemoval)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), recoverTimeout)
-	defer cancel()
-	reply, err := h.loadInto(ctx, next)
-	if err != nil {
-		next.stop()
 		return nil, err
 	}
 	h.mu.Lock()
 	h.reply = reply
 	h.mu.Unlock()
 	return next, nil
+}
+
+// prepare starts a host and has it load a shared object; the host is the successor then. On error there is none.
+func (h *handler) prepare(ctx context.Context, path string) (*host, *hostpb.LoadReply, error) {
+	next, err := h.lib.takeHost()
+	if err != nil {
+		return nil, nil, err
+	}
+	h.announce(next)
+	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+	defer cancel()
+	reply, err := h.loadInto(ctx, next, path)
+	if err != nil {
+		h.successor.Store(nil)
+		if ctx.Err() != nil {
+			next.killFor(killedForHang) // it would not listen
+		}
+		next.stop()
+		return nil, nil, err
+	}
+	return next, reply, nil
 }
 
 // takeOver makes next the handler's host: it reopens the devices, replays, sends the parked requests, and resumes. On
@@ -279,19 +299,32 @@ func (h *handler) takeOver(next *host) error {
 			return err
 		}
 	}
+	return h.enterService(next)
+}
+
+// enterService sends the parked requests to a host that has all devices open, puts it into service and resumes.
+func (h *handler) enterService(next *host) error {
 	if err := h.sendParked(next); err != nil {
 		return err
 	}
+	return h.serveFrom(next)
+}
+
+// serveFrom puts a host into service, which may be the one that was, resumes, and sends what is still parked.
+// shared.ErrPeerGone: it is dead.
+func (h *handler) serveFrom(next *host) error {
 	var late []*op // those that were on their way to the old host until now
 	serve := func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		late, h.parked = h.parked, nil
 		h.host = next
+		h.successor.Store(nil)
 		h.direct.Store(next.channel)
+		next.channel.Resume() // if it was suspended: nothing was to overtake what has been replayed
 		h.resume(nil)
 	}
-	if !next.enlist(serve, h.suspend) {
+	if !next.enlist(serve, func() { h.died(next) }) {
 		return shared.ErrPeerGone
 	}
 	for _, o := range late {
@@ -300,21 +333,26 @@ func (h *handler) takeOver(next *host) error {
 	return nil
 }
 
-// bringBack reopens one device and replays its retained changes. A device that its handler refuses fails alone; the
-// error is only for the death of the host.
+// bringBack reopens one device and replays its retained changes. A device that its handler refuses fails alone, and so
+// does one whose open hangs. The error is only for the death of the host.
 func (h *handler) bringBack(d *Device, next *host) error {
 	if d.failure() != nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), recoverTimeout)
+	ctx, cancel := context.WithTimeout(h.life, recoverTimeout)
 	defer cancel()
-	err := d.open(ctx, next, true)
-	if err == nil {
-		err = d.replay(next.channel)
-	}
+	err := d.comeBack(ctx, next)
 	switch {
 	case err == nil:
 		return nil
+	case h.isStopped():
+		return err
+	case next.alive() && ctx.Err() != nil:
+		// No other device can be opened in this process any more.
+		next.killFor(killedForHang)
+		d.fail(errors.New("cannot be recovered: its handler does not return from open"))
+		h.noteProgress() // the next host is spared this device
+		return err
 	case errors.Is(err, shared.ErrPeerGone) || !next.alive():
 		return fmt.Errorf("%s: %w", d.name, err)
 	}
@@ -413,6 +451,10 @@ func (h *handler) recovering() bool {
 
 // judge looks at a host's death: which requests were in flight, what it says against them, and whether one is poison.
 func (h *handler) judge(dead *host) {
+	if dead.judged {
+		return
+	}
+	dead.judged = true
 	var inFlight, condemned []*op
 	h.mu.Lock()
 	for _, o := range h.parked {
@@ -472,7 +514,8 @@ func (h *handler) unpark(o *op) {
 	}
 }
 
-// giveUp ends the handler's service for good: all its requests fail, and later ones too.
+// giveUp ends the handler's service for good: all its requests fail, and later ones too. err is not looked at when the
+// handler is being unloaded.
 func (h *handler) giveUp(err error) {
 	if h.isStopped() {
 		err = control.Failf(syscall.ENODEV, "handler %s was unloaded", h.subtype)
@@ -481,6 +524,7 @@ func (h *handler) giveUp(err error) {
 			"reason", err)
 		err = control.Failf(syscall.EIO, "%v", err) // whatever errno the last attempt ended with
 	}
+	h.suspend()
 	h.mu.Lock()
 	parked := h.parked
 	h.parked = nil

@@ -155,7 +155,7 @@ func (r *retention) held() int64 {
 
 // retain keeps a completed change of the device, and has it flushed when too much is kept.
 func (d *Device) retain(req *shared.Request) {
-	if !d.retains {
+	if !d.retains.Load() {
 		return
 	}
 	if d.unflushed.add(req) > d.opts.Retention/2 {
@@ -188,7 +188,7 @@ func (d *Device) flushSoon() {
 // awaitRoom waits until a change may be sent: the retained ones may exceed the limit only by what is in flight. When
 // they cannot be flushed it returns why.
 func (d *Device) awaitRoom() error {
-	if !d.retains {
+	if !d.retains.Load() {
 		return nil
 	}
 	r := d.unflushed
@@ -208,7 +208,7 @@ func (d *Device) awaitRoom() error {
 }
 
 // full tells, without waiting, whether awaitRoom would have to wait.
-func (d *Device) full() bool { return d.retains && d.unflushed.held() >= d.opts.Retention }
+func (d *Device) full() bool { return d.retains.Load() && d.unflushed.held() >= d.opts.Retention }
 
 // replayWindow is how many retained changes are sent at once.
 const replayWindow = 64
@@ -235,7 +235,7 @@ func (d *Device) replay(c *shared.Channel) error {
 				return err
 			}
 		}
-		r := c.TryGet(e.op, uint64(len(e.data)))
+		r := c.GetPrivileged(e.op, uint64(len(e.data)))
 		if r == nil {
 			if err := drain(); err != nil {
 				return err

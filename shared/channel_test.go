@@ -416,6 +416,68 @@ func FuzzCompletions(f *testing.F) {
 	})
 }
 
+// FuzzHostileHost lets a host write what it likes wherever it may while requests come and go, as a program: each step of
+// four bytes says what is written, and where. Whatever it is, every request ends exactly once, the front neither crashes
+// nor waits for ever, and the next channel does not know of it.
+func FuzzHostileHost(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 9, 9, 9})
+	f.Add([]byte{2, 0, 1, 0, 2, 0, 2, 0, 2, 1, 255, 255, 3, 64, 0, 255, 3, 128, 0, 255})
+	f.Add(bytes.Repeat([]byte{2, 7, 7, 7, 0, 0, 0, 0}, 40))
+	f.Fuzz(func(t *testing.T, program []byte) {
+		var faults atomic.Int32
+		c := newChannel(t, Options{Memory: MaxPayload, Fault: func(error) { faults.Add(1) }})
+		p := newPeer(t, c)
+		var issued, ended atomic.Int32
+		for step := 0; len(program) >= 4 && step < 200; step++ {
+			kind, a, b, d := program[0], program[1], program[2], program[3]
+			program = program[4:]
+			switch kind % 5 {
+			case 0: // the front issues a request
+				r := c.TryGet([]Op{OpRead, OpWrite, OpFlush}[a%3], 1+uint64(b)*16)
+				if r == nil {
+					continue
+				}
+				var once atomic.Bool
+				issued.Add(1)
+				r.Done = func(r *Request) {
+					if once.Swap(true) {
+						t.Error("a request ended twice")
+						return
+					}
+					_ = append([]byte(nil), r.Payload()...)
+					r.Release()
+					ended.Add(1)
+				}
+				c.Submit(r)
+			case 1: // an honest completion
+				if s, ok := p.take(); ok {
+					p.post(s.tag, s.gen, int32(int8(a)), uint32(b))
+				}
+			case 2: // a completion that was never asked for, where the next one is expected
+				p.post(uint32(a)<<uint(d%24), uint32(b), int32(d), uint32(d)<<24)
+			case 3: // any word of the head and the ring
+				at := (int(a)<<8 | int(b)) &^ 3
+				p.complete.store32(at%arenaOffset, uint32(d)*0x01010101)
+			case 4:
+				p.complete.futexWake(offCQBell, 1)
+				c.Reap()
+			}
+		}
+		c.Abandon()
+		if i, e := issued.Load(), ended.Load(); i != e {
+			// Those that the completion thread has taken may end a moment later.
+			for deadline := time.Now().Add(testDeadline); ended.Load() != i; {
+				if time.Now().After(deadline) {
+					t.Fatalf("%d of %d requests ended", ended.Load(), i)
+				}
+			}
+		}
+		if n := c.InFlight(); n != 0 {
+			t.Errorf("%d requests are still handed out", n)
+		}
+	})
+}
+
 // TestSpin takes completions by spinning while the completion thread sleeps, and sees that no completion is lost at the
 // change from one to the other.
 func TestSpin(t *testing.T) {

@@ -32,6 +32,9 @@ func addOptions() []addOption {
 		{"block_size", "BYTES", "logical block size", setBlockSize},
 		{"max_xfer", "BYTES", "largest request the handler is given", setMaxXfer},
 		{"ro", "", "read-only", setReadOnly},
+		{"recovery", "replay|fail", "when its handler dies: send requests again (the default), or fail them", setRecovery},
+		{"timeout", "SECONDS", "kill a handler that takes longer for a request; 0 never, default 30", setTimeout},
+		{"retain", "BYTES", "unflushed writes to keep for a replay, default 32M; above it a flush is made", setRetention},
 	}
 }
 
@@ -53,6 +56,33 @@ func setMaxXfer(options *plugin.DeviceOptions, value string) (err error) {
 func setReadOnly(options *plugin.DeviceOptions, _ string) error {
 	options.ReadOnly = true
 	return nil
+}
+
+// The values of recovery=.
+const (
+	recoveryReplay = "replay"
+	recoveryFail   = "fail"
+)
+
+func setRecovery(options *plugin.DeviceOptions, value string) error {
+	if value != recoveryReplay && value != recoveryFail {
+		return failf(syscall.EINVAL, "%q: must be %s or %s", value, recoveryReplay, recoveryFail)
+	}
+	options.FailFast = value == recoveryFail
+	return nil
+}
+
+func setTimeout(options *plugin.DeviceOptions, value string) (err error) {
+	options.Timeout, err = parseTimeout(value)
+	if err == nil && options.Timeout == 0 {
+		options.Timeout = -1 // for ever
+	}
+	return err
+}
+
+func setRetention(options *plugin.DeviceOptions, value string) (err error) {
+	options.Retention, err = parseSize(value)
+	return err
 }
 
 // parseSmallSize is parseSize for what must fit an int on every platform.

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -22,6 +23,14 @@ func TestParseAdd(t *testing.T) {
 			minor: 2, config: "/ram/@",
 			options: plugin.DeviceOptions{Size: 1 << 20, BlockSize: 4096, MaxXfer: 65536, ReadOnly: true},
 		},
+		"3 recovery=fail timeout=1.5 retain=1M /ram/@": {
+			minor: 3, config: "/ram/@",
+			options: plugin.DeviceOptions{FailFast: true, Timeout: 1500 * time.Millisecond, Retention: 1 << 20},
+		},
+		"4 recovery=replay timeout=500ms /ram/@": {
+			minor: 4, config: "/ram/@", options: plugin.DeviceOptions{Timeout: 500 * time.Millisecond},
+		},
+		"5 timeout=0 /ram/@": {minor: 5, config: "/ram/@", options: plugin.DeviceOptions{Timeout: -1}},
 	} {
 		got, err := parseAdd(text)
 		if err != nil {
@@ -45,7 +54,7 @@ func TestParseAddErrors(t *testing.T) {
 		{"-1 /ram/@", syscall.ENODEV, "out of range"},
 		{"0", syscall.EINVAL, "config string is missing"},
 		{"0 size=1M", syscall.EINVAL, "config string is missing"},
-		{"0 ram/@", syscall.EINVAL, "known: size, block_size, max_xfer, ro"},
+		{"0 ram/@", syscall.EINVAL, "known: size, block_size, max_xfer, ro, recovery, timeout, retain"},
 		{"0 siez=1M /ram/@", syscall.EINVAL, "unknown option \"siez=1M\""},
 		{"0 size /ram/@", syscall.EINVAL, "size=BYTES"},
 		{"0 size= /ram/@", syscall.EINVAL, "size=BYTES"},
@@ -54,6 +63,12 @@ func TestParseAddErrors(t *testing.T) {
 		{"0 ro ro /ram/@", syscall.EINVAL, "given twice"},
 		{"0 size=1M size=2M /ram/@", syscall.EINVAL, "given twice"},
 		{"0 block_size=4G /ram/@", syscall.EINVAL, "too large"},
+		{"0 recovery=maybe /ram/@", syscall.EINVAL, "replay or fail"},
+		{"0 timeout=soon /ram/@", syscall.EINVAL, "not a time"},
+		{"0 timeout=-1 /ram/@", syscall.EINVAL, "at most 24h"},
+		{"0 timeout=48h /ram/@", syscall.EINVAL, "at most 24h"},
+		{"0 timeout=NaN /ram/@", syscall.EINVAL, "not a time"},
+		{"0 retain=0 /ram/@", syscall.EINVAL, "retain"},
 	} {
 		_, err := parseAdd(test.text)
 		wantErrno(t, err, test.errno)

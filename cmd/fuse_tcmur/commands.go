@@ -14,21 +14,37 @@ type command struct {
 	args    string // as the help shows them
 	summary string
 	run     func(call *call, args string) error
+	// forcible: with --force it does not wait for other commands to end by themselves.
+	forcible bool
 }
 
 // commandTable is the whole language: what can be run, what can be abbreviated to what, and what the help says. The
 // order is the order of the help.
 func commandTable() []command {
 	return []command{
-		{"load", "SUBTYPE", "load a handler into a process of its own", runLoad},
-		{"unload", "SUBTYPE", "unload a handler that has no devices", runUnload},
-		{"add", "MINOR [KEY=VALUE ...] /SUBTYPE/CFG", "make a device", runAdd},
-		{"remove", "MINOR", "flush, close and remove a device that nobody has open", runRemove},
-		{"dump", "", "print the tree", runDump},
-		{"echo", "TEXT", "print TEXT", runEcho},
-		{"source", "FILE", "run the commands in FILE (an absolute path)", runSource},
-		{"help", "[COMMAND]", "print this, or what COMMAND does", runHelp},
-		{"exit", "", "remove all devices, unload all handlers, unmount and stop", runExit},
+		{name: "load", args: "SUBTYPE", summary: "load a handler into a process of its own", run: runLoad},
+		{
+			name: "unload", args: "[--force] SUBTYPE", run: runUnload, forcible: true,
+			summary: "unload a handler that has no devices, or by force with all it has",
+		},
+		{
+			name: "reload", args: "SUBTYPE", run: runReload,
+			summary: "replace a handler by what is now in its file; its devices go on",
+		},
+		{name: "add", args: "MINOR [KEY=VALUE ...] /SUBTYPE/CFG", summary: "make a device", run: runAdd},
+		{
+			name: "remove", args: "[--force] MINOR", run: runRemove, forcible: true,
+			summary: "flush, close and remove a device that nobody has open, or by force any",
+		},
+		{name: "dump", summary: "print the tree, the handlers, and the devices that have failed", run: runDump},
+		{name: "blame", args: "[MINOR]", summary: "print which requests handlers have died of, and where", run: runBlame},
+		{name: "echo", args: "TEXT", summary: "print TEXT", run: runEcho},
+		{name: "source", args: "FILE", summary: "run the commands in FILE (an absolute path)", run: runSource},
+		{name: "help", args: "[COMMAND]", summary: "print this, or what COMMAND does", run: runHelp},
+		{
+			name: "exit", args: "[--force]", run: runExit, forcible: true,
+			summary: "remove all devices, unload all handlers, unmount and stop; by force also in use",
+		},
 	}
 }
 
@@ -65,11 +81,23 @@ func runLoad(call *call, args string) error {
 }
 
 func runUnload(call *call, args string) error {
+	args, forced := takeForce(args)
 	subtype, err := parseSubtype(args)
 	if err != nil {
 		return err
 	}
+	if forced {
+		return call.front.forceUnload(subtype)
+	}
 	return call.front.unload(call.ctx, subtype)
+}
+
+func runReload(call *call, args string) error {
+	subtype, err := parseSubtype(args)
+	if err != nil {
+		return err
+	}
+	return call.front.reload(call.ctx, call.out, subtype)
 }
 
 func runAdd(call *call, args string) error {
@@ -81,6 +109,7 @@ func runAdd(call *call, args string) error {
 }
 
 func runRemove(call *call, args string) error {
+	args, forced := takeForce(args)
 	word, rest := nextWord(args)
 	if word == "" || rest != "" {
 		return failf(syscall.EINVAL, "give one minor number: remove MINOR")
@@ -89,7 +118,24 @@ func runRemove(call *call, args string) error {
 	if err != nil {
 		return err
 	}
+	if forced {
+		return call.front.forceRemove(minor)
+	}
 	return call.front.remove(call.ctx, minor)
+}
+
+func runBlame(call *call, args string) error {
+	minor := -1
+	if word, rest := nextWord(args); rest != "" {
+		return failf(syscall.EINVAL, "give one minor number, or none: blame [MINOR]")
+	} else if word != "" {
+		var err error
+		if minor, err = parseMinor(word); err != nil {
+			return err
+		}
+	}
+	call.print(call.front.blame(minor))
+	return nil
 }
 
 func runDump(call *call, args string) error {
@@ -129,8 +175,13 @@ func runHelp(call *call, args string) error {
 }
 
 func runExit(call *call, args string) error {
+	args, forced := takeForce(args)
 	if err := noArguments(args); err != nil {
 		return err
+	}
+	if forced {
+		call.front.forceExit()
+		return nil
 	}
 	return call.front.requestExit()
 }
@@ -176,7 +227,7 @@ func addHelpText() string {
 		if option.value != "" {
 			key += "=" + option.value
 		}
-		fmt.Fprintf(&text, "  %-16s  %s\n", key, option.summary)
+		fmt.Fprintf(&text, "  %-20s  %s\n", key, option.summary)
 	}
 	return text.String()
 }

@@ -11,16 +11,18 @@ import (
 func TestFindCommand(t *testing.T) {
 	for name, want := range map[string]string{
 		"load": "load", "LOAD": "load", "l": "load", "L": "load", "u": "unload", "a": "add",
-		"r": "remove", "d": "dump", "ec": "echo", "Ex": "exit", "h": "help", "s": "source", "rem": "remove",
+		"rem": "remove", "rel": "reload", "b": "blame", "d": "dump", "ec": "echo", "Ex": "exit", "h": "help", "s": "source",
 	} {
 		if cmd, err := findCommand(name); err != nil || cmd.name != want {
 			t.Errorf("findCommand(%q) = %v, %v; want %s", name, cmd, err, want)
 		}
 	}
-	_, err := findCommand("e")
-	wantErrno(t, err, syscall.EINVAL)
-	if !strings.Contains(err.Error(), "echo, exit") {
-		t.Errorf("the error %q does not name the candidates", err)
+	for name, candidates := range map[string]string{"e": "echo, exit", "re": "reload, remove"} {
+		_, err := findCommand(name)
+		wantErrno(t, err, syscall.EINVAL)
+		if !strings.Contains(err.Error(), candidates) {
+			t.Errorf("the error %q does not name the candidates %s", err, candidates)
+		}
 	}
 	for _, name := range []string{"loads", "x", "lod"} {
 		_, err := findCommand(name)
@@ -49,7 +51,8 @@ func TestHelpNamesEverything(t *testing.T) {
 func TestArgumentsThatDoNotFit(t *testing.T) {
 	r := newRig(t)
 	for _, line := range []string{
-		"load", "load a b", "unload", "unload a b", "remove", "remove 1 2", "remove x", "dump x", "exit now",
+		"reload", "reload a b", "unload --force", "unload --force a b", "remove --force", "remove --force 1 2",
+		"remove 1 --force", "exit --force now", "blame x", "blame 1 2", "load", "load a b", "unload", "unload a b", "remove", "remove 1 2", "remove x", "dump x", "exit now",
 		"source", "help nothing", "add", "bogus",
 	} {
 		_, err := r.run(t, line)

@@ -88,7 +88,7 @@ func TestCtlFreshDescriptorReadsTree(t *testing.T) {
 	if got := string(p[:n]) + f.cat(t); got != before {
 		t.Errorf("not one snapshot: %q, want %q", got, before)
 	}
-	if got := r.openCtl(t).cat(t); got != r.tree.Format() {
+	if got := r.openCtl(t).cat(t); got != r.front.dump() {
 		t.Errorf("a new descriptor read %q", got)
 	}
 	// Having read does not keep a descriptor from giving commands.

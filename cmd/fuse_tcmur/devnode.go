@@ -34,6 +34,7 @@ type device interface {
 	StartFlush(done plugin.Completion) bool
 	Commit(spin time.Duration)
 	Flush() error
+	Failure() error
 }
 
 // deviceNode is a device with its node: it translates file operations into block I/O.

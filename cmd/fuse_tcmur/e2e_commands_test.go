@@ -242,7 +242,7 @@ func TestE2ECommands(t *testing.T) {
 	if !strings.HasSuffix(out, "a\n") {
 		t.Errorf("echo printed %q", out)
 	}
-	f.must("r 10")
+	f.must("rem 10")
 	f.must("rem 9\nun file")
 	if exists("/dev/ram010") || exists("/dev/ram009") || exists("/sys/modules/file") {
 		t.Error("remove or unload left its node")

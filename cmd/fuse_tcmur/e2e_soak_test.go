@@ -43,6 +43,9 @@ func TestE2ESoak(t *testing.T) {
 
 	deadline := time.Now().Add(soakTime)
 	var clients sync.WaitGroup
+	if !soakQcow {
+		victims = victims[:2]
+	}
 	for i, v := range victims {
 		device := fmt.Sprintf("%s%03d", v.subtype, i)
 		clients.Go(func() {

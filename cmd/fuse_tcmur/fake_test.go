@@ -33,6 +33,8 @@ type fakeLibrary struct {
 	entered, proceed chan struct{}
 	shutdownErr      error
 	shutdowns        int
+	reloads          int
+	deaths           []plugin.Death
 }
 
 func newFakeLibrary() *fakeLibrary { return &fakeLibrary{devices: map[int]*fakeDevice{}} }
@@ -74,6 +76,32 @@ func (l *fakeLibrary) UnloadHandler(_ context.Context, subtype string) error {
 	return nil
 }
 
+func (l *fakeLibrary) ForceUnloadHandler(subtype string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.Index(l.handlers, subtype)
+	if i < 0 {
+		return fmt.Errorf("%s is not loaded: %w", subtype, syscall.ENOENT)
+	}
+	for minor, device := range l.devices {
+		if device.Handler() == subtype {
+			delete(l.devices, minor)
+		}
+	}
+	l.handlers = slices.Delete(l.handlers, i, i+1)
+	return l.removeErr
+}
+
+func (l *fakeLibrary) ReloadHandler(_ context.Context, subtype string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Contains(l.handlers, subtype) {
+		return fmt.Errorf("reload %s: no such handler is loaded: %w", subtype, syscall.ENOENT)
+	}
+	l.reloads++
+	return nil
+}
+
 func (l *fakeLibrary) AddDevice(
 	_ context.Context, minor int, config string, options plugin.DeviceOptions,
 ) (device, error) {
@@ -108,6 +136,28 @@ func (l *fakeLibrary) RemoveDevice(_ context.Context, minor int) error {
 		delete(l.devices, minor)
 	}
 	return l.removeErr
+}
+
+func (l *fakeLibrary) ForceRemoveDevice(minor int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.devices[minor] == nil {
+		return fmt.Errorf("no device has minor %d: %w", minor, syscall.ENODEV)
+	}
+	delete(l.devices, minor)
+	return l.removeErr
+}
+
+func (l *fakeLibrary) Deaths(minor int) []plugin.Death {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var some []plugin.Death
+	for _, death := range l.deaths {
+		if minor < 0 || slices.ContainsFunc(death.Requests, func(r plugin.RequestInfo) bool { return r.Minor == minor }) {
+			some = append(some, death)
+		}
+	}
+	return some
 }
 
 func (l *fakeLibrary) HasDevice(minor int) bool {
@@ -146,6 +196,7 @@ type fakeDevice struct {
 	flushes  int
 	flushErr error
 	writeErr error
+	failure  error
 }
 
 func (d *fakeDevice) Name() string    { return d.name }
@@ -189,6 +240,8 @@ func (d *fakeDevice) Flush() error {
 	d.flushes++
 	return d.flushErr
 }
+
+func (d *fakeDevice) Failure() error { return d.failure }
 
 func (d *fakeDevice) flushCount() int {
 	d.mu.Lock()

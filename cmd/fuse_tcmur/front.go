@@ -46,9 +46,9 @@ type front struct {
 	nodes   map[int]*deviceNode
 	modules map[string]bool // the directories in /sys/modules
 
-	exitOnce sync.Once
-	// exitRequested is closed by the exit command.
-	exitRequested chan struct{}
+	exitOnce, forceOnce sync.Once
+	// exitRequested is closed by the exit command, exitForced by exit --force.
+	exitRequested, exitForced chan struct{}
 }
 
 // systemDirs is where the kernel shows its state, which tests put elsewhere.
@@ -58,7 +58,8 @@ type systemDirs struct{ proc, sys string }
 func newFront(lib library, tree nodeTree, mountpoint string, dirs systemDirs, log hclog.Logger) (*front, error) {
 	f := &front{
 		log: log, lib: lib, tree: tree, gate: newGate(), sys: dirs, mountpoint: mountpoint,
-		nodes: map[int]*deviceNode{}, modules: map[string]bool{}, exitRequested: make(chan struct{}),
+		nodes: map[int]*deviceNode{}, modules: map[string]bool{},
+		exitRequested: make(chan struct{}), exitForced: make(chan struct{}),
 	}
 	var devErr, sysErr, modulesErr error
 	f.devDir, devErr = tree.Mkdir("dev", tree.Root())
@@ -82,10 +83,8 @@ func (f *front) load(ctx context.Context, out io.Writer, subtype string) error {
 	f.mu.Lock()
 	f.modules[subtype] = true
 	f.mu.Unlock()
-	for _, handler := range f.lib.Handlers() {
-		if handler.Subtype == subtype {
-			_, _ = fmt.Fprintf(out, "%s: loaded %s into process %d\n", subtype, handler.Path, handler.PID)
-		}
+	if handler, ok := f.handler(subtype); ok {
+		_, _ = fmt.Fprintf(out, "%s: loaded %s into process %d\n", subtype, handler.Path, handler.PID)
 	}
 	return nil
 }
@@ -95,6 +94,11 @@ func (f *front) unload(ctx context.Context, subtype string) error {
 	if err := f.lib.UnloadHandler(ctx, subtype); err != nil {
 		return err
 	}
+	return f.removeModule(subtype)
+}
+
+// removeModule takes a handler that is unloaded out of /sys/modules.
+func (f *front) removeModule(subtype string) error {
 	f.mu.Lock()
 	delete(f.modules, subtype)
 	f.mu.Unlock()
@@ -167,9 +171,7 @@ func (f *front) removeNode(ctx context.Context, node *deviceNode) error {
 	for {
 		err := f.tree.Remove(name, f.devDir)
 		if err == nil {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			delete(f.nodes, node.device.Minor())
+			f.forgetNode(node)
 			return nil
 		}
 		if !errors.Is(err, syscall.EBUSY) {
@@ -182,6 +184,13 @@ func (f *front) removeNode(ctx context.Context, node *deviceNode) error {
 			return failf(syscall.EBUSY, "%s; unmount or close it first", users)
 		}
 	}
+}
+
+// forgetNode drops a node that is not in the tree any more.
+func (f *front) forgetNode(node *deviceNode) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.nodes, node.device.Minor())
 }
 
 // node is the node of the device with this minor, nil if there is none.
@@ -209,8 +218,8 @@ func (f *front) allModules() []string {
 	return slices.Collect(maps.Keys(f.modules))
 }
 
-// dump is the tree in words.
-func (f *front) dump() string { return f.tree.Format() }
+// dump is the tree in words, and the state of what serves it.
+func (f *front) dump() string { return f.tree.Format() + f.states() }
 
 // requestExit makes the program stop, unless a device is in use (EBUSY). When it succeeds, nothing can be opened any
 // more.
@@ -254,10 +263,14 @@ type (
 	library interface {
 		LoadHandler(ctx context.Context, subtype string) error
 		UnloadHandler(ctx context.Context, subtype string) error
+		ForceUnloadHandler(subtype string) error
+		ReloadHandler(ctx context.Context, subtype string) error
 		AddDevice(ctx context.Context, minor int, config string, options plugin.DeviceOptions) (device, error)
 		RemoveDevice(ctx context.Context, minor int) error
+		ForceRemoveDevice(minor int) error
 		HasDevice(minor int) bool
 		Handlers() []plugin.HandlerInfo
+		Deaths(minor int) []plugin.Death
 		Shutdown(ctx context.Context) error
 	}
 	nodeTree interface {

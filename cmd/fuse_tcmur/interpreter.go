@@ -20,6 +20,9 @@ import (
 // image takes: it is there so that a writer is not held for ever.
 const commandTimeout = 2 * time.Minute
 
+// forceGrace is how long a forced command lets others go on before it interrupts them.
+const forceGrace = 300 * time.Millisecond
+
 // interpreter runs commands, one at a time, whoever gives them.
 type interpreter struct {
 	front *front
@@ -28,6 +31,7 @@ type interpreter struct {
 
 	mu          sync.Mutex // guards the fields below
 	running     string     // the line being run, "" if none
+	interrupt   func()     // ends the script that is running; nil if there is none
 	lastFailure string     // the last failing line and the reason
 }
 
@@ -71,19 +75,55 @@ func (e *scriptError) Unwrap() error { return e.err }
 
 // run runs a script when the scripts before it are done, and writes what its commands print and how they fail to out.
 // The error is the first failing line's, and errnoOf tells its errno; ETIMEDOUT means that the turn did not come, EINTR
-// that ctx ended first.
+// that ctx ended first, or that a forced command came.
 func (in *interpreter) run(ctx context.Context, script script, out io.Writer) error {
-	if err := in.takeTurn(ctx); err != nil {
+	if err := in.takeTurn(ctx, isForced(script.text)); err != nil {
 		return err
 	}
 	defer func() { <-in.turn }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	in.setInterrupt(cancel)
+	defer in.setInterrupt(nil)
 	return in.runLines(ctx, &script, out)
 }
 
-// takeTurn waits, within bounds, until no other script runs.
-func (in *interpreter) takeTurn(ctx context.Context) error {
+// isForced reports whether a text has a command that is not to wait for others.
+func isForced(text string) bool {
+	for line := range strings.SplitSeq(text, "\n") {
+		name, args := splitCommand(line)
+		if _, forced := takeForce(args); !forced {
+			continue
+		}
+		if cmd, err := findCommand(name); err == nil && cmd.forcible {
+			return true
+		}
+	}
+	return false
+}
+
+func (in *interpreter) setInterrupt(interrupt func()) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.interrupt = interrupt
+}
+
+// interruptScript ends the script that is running, if there is one: its commands end with their context.
+func (in *interpreter) interruptScript() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.interrupt != nil {
+		in.interrupt()
+	}
+}
+
+// takeTurn waits, within bounds, until no other script runs. One that is forced does not wait for long.
+func (in *interpreter) takeTurn(ctx context.Context, forced bool) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
+	if forced {
+		defer time.AfterFunc(forceGrace, in.interruptScript).Stop()
+	}
 	select {
 	case in.turn <- struct{}{}:
 		return nil
@@ -116,7 +156,7 @@ func (in *interpreter) runLines(ctx context.Context, script *script, out io.Writ
 		if err != nil && first == nil {
 			first = err
 		}
-		if err != nil && script.stopAtFailure {
+		if err != nil && (script.stopAtFailure || ctx.Err() != nil) {
 			break
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // The grammar of the command language. Nothing in this file touches anything but its arguments.
@@ -128,6 +129,36 @@ func parseSize(text string) (int64, error) {
 func badSize(text string) error {
 	return failf(syscall.EINVAL, "%q is not a size: give it in bytes, or with K, M, G or T (powers of 1024)", text)
 }
+
+// maxTimeout is the longest timeout that can be asked for.
+const maxTimeout = 24 * time.Hour
+
+// parseTimeout reads a time in seconds, such as 30 or 1.5, or with one of the units that time.ParseDuration knows (500ms,
+// 2m). 0 is possible, what is negative or longer than a day is not.
+func parseTimeout(text string) (time.Duration, error) {
+	timeout, err := time.ParseDuration(text)
+	if err != nil {
+		timeout, err = time.ParseDuration(text + "s")
+	}
+	switch {
+	case err != nil:
+		return 0, failf(syscall.EINVAL, "%q is not a time: give it in seconds, or as 500ms or 2m", text)
+	case timeout < 0 || timeout > maxTimeout:
+		return 0, failf(syscall.EINVAL, "%q is no timeout: at most 24h is possible, and 0 for none", text)
+	}
+	return timeout, nil
+}
+
+// takeForce tells whether text begins with the word --force, and returns what follows it.
+func takeForce(text string) (rest string, forced bool) {
+	if word, rest := nextWord(text); word == forceWord {
+		return rest, true
+	}
+	return text, false
+}
+
+// forceWord asks a command to get its way at once, whatever a handler or a user does.
+const forceWord = "--force"
 
 // parseSubtype checks that args is one word. Whether it can name a handler is for libtcmur to say.
 func parseSubtype(args string) (string, error) {

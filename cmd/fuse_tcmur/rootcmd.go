@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -24,6 +25,8 @@ type options struct {
 	prefixes   []string
 	hostBinary string
 	maxMinors  int
+	budget     int
+	stopAfter  time.Duration
 	start      startList
 	logLevel   string
 	logFormat  string
@@ -105,6 +108,10 @@ func newRootCommand() *cobra.Command {
 		"where handlers lie: `prefix` SUBTYPE \".so\"; may be repeated, the first match is loaded")
 	flags.StringVar(&opts.hostBinary, "host-binary", defaultHostBinary(ownDir), "`path` of tcmur-host")
 	flags.IntVar(&opts.maxMinors, "max-minors", defaultMaxMinors, "`number` of minors there are, from 0 on")
+	flags.IntVar(&opts.budget, "death-budget", plugin.DefaultDeathBudget,
+		"give a handler up after this `number` of deaths in a row without a request completed between them")
+	flags.DurationVar(&opts.stopAfter, "stop-timeout", defaultStopTimeout,
+		"`time` for flushing and closing all devices at the end; what takes longer is killed")
 	flags.VarP(commandFlag{&opts.start}, "command", "c",
 		"run a command once mounted; may be repeated; if it fails, so does the start")
 	flags.Var(sourceFlag{&opts.start}, "source",
@@ -135,6 +142,10 @@ func (o *options) complete() error {
 		return errors.New("--mountpoint must not be empty")
 	case o.maxMinors < 1 || o.maxMinors > plugin.LimitMaxMinors:
 		return fmt.Errorf("--max-minors %d: must be 1 to %d", o.maxMinors, plugin.LimitMaxMinors)
+	case o.budget < 1:
+		return fmt.Errorf("--death-budget %d: must be at least 1", o.budget)
+	case o.stopAfter <= 0:
+		return fmt.Errorf("--stop-timeout %v: must be more than 0", o.stopAfter)
 	case !slices.Contains(ioUringModes, o.ioUring):
 		return fmt.Errorf("--fuse-io-uring %q: must be one of %s", o.ioUring, strings.Join(ioUringModes, ", "))
 	case !slices.Contains(logLevels, o.logLevel):

@@ -78,7 +78,7 @@ func TestRelativePathsBecomeAbsolute(t *testing.T) {
 	}
 	opts := options{
 		mountpoint: "m/", prefixes: []string{"p/", "/q_"}, hostBinary: "h",
-		maxMinors: 1, logLevel: "info", logFormat: "text", ioUring: "off",
+		maxMinors: 1, budget: 1, stopAfter: 1, logLevel: "info", logFormat: "text", ioUring: "off",
 	}
 	if err := opts.complete(); err != nil {
 		t.Fatal(err)

@@ -42,6 +42,8 @@ type server struct {
 	signals <-chan os.Signal
 	// forceDelay is the constant of this name, except in tests.
 	forceDelay time.Duration
+	// stopTimeout bounds the flush and the close of all devices at the end.
+	stopTimeout time.Duration
 
 	// ctx is that of the commands written to the mount; abandon ends it when the stop is forced.
 	ctx     context.Context
@@ -90,6 +92,7 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 		HandlerPrefixes: opts.prefixes,
 		HostBinary:      opts.hostBinary,
 		MaxMinors:       opts.maxMinors,
+		DeathBudget:     opts.budget,
 		Logger:          log.Named("plugin"),
 	})
 	if err != nil {
@@ -117,17 +120,18 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 		return nil, err
 	}
 	s := &server{
-		log:        log,
-		stdout:     stdout,
-		hints:      opts.hints || isTerminal(stdout),
-		lib:        pluginLibrary{lib},
-		tree:       tree,
-		front:      front,
-		interp:     newInterpreter(front, log.Named("ctl")),
-		point:      point,
-		signals:    signals,
-		forceDelay: forceDelay,
-		ended:      make(chan struct{}),
+		log:         log,
+		stdout:      stdout,
+		hints:       opts.hints || isTerminal(stdout),
+		lib:         pluginLibrary{lib},
+		tree:        tree,
+		front:       front,
+		interp:      newInterpreter(front, log.Named("ctl")),
+		point:       point,
+		signals:     signals,
+		forceDelay:  forceDelay,
+		stopTimeout: opts.stopAfter,
+		ended:       make(chan struct{}),
 	}
 	s.ctx, s.abandon = context.WithCancel(context.Background())
 	return s, nil
@@ -241,6 +245,11 @@ func (s *server) work() {
 			return
 		case <-s.front.exitRequested:
 			s.unmountAfterExit()
+			return
+		case <-s.front.exitForced:
+			// The command itself came through the mount: its writer gets the answer.
+			s.front.gate.waitCtlClosed(exitGrace)
+			s.forceUnmount()
 			return
 		case sig := <-s.signals:
 			since := time.Since(refused)

@@ -45,6 +45,7 @@ func newServerRig(t *testing.T) *serverRig {
 	r.server = &server{
 		log: r.front.log, stdout: r.stdout, lib: r.lib, tree: r.tree, front: r.front, interp: r.interp,
 		point: &mountpoint{path: "/test/mount"}, signals: r.signals, ended: make(chan struct{}),
+		stopTimeout: defaultStopTimeout,
 	}
 	r.server.ctx, r.server.abandon = context.WithCancel(t.Context())
 	return r
@@ -227,7 +228,7 @@ func TestCannotMount(t *testing.T) {
 	s := &server{
 		log: r.front.log, lib: r.lib, tree: failingTree{r.tree}, front: r.front, interp: r.interp,
 		point: &mountpoint{path: "/test/mount"}, ended: make(chan struct{}),
-		ctx: t.Context(), abandon: func() {},
+		ctx: t.Context(), abandon: func() {}, stopTimeout: defaultStopTimeout,
 	}
 	err := s.serve(nil)
 	wantErrno(t, err, syscall.EPERM)

@@ -21,13 +21,14 @@ const (
 	// forceWindow is how soon a second signal must follow one that found the mount busy, to mean it.
 	forceWindow = 10 * time.Second
 	// exitGrace is how long "exit" waits for its writer, and others, to close the command node and leave the mount.
-	exitGrace = 2 * time.Second
+	exitGrace = time.Second
 	// unmountTimeout bounds the wait for the end of serving once the mount is gone.
 	unmountTimeout = 5 * time.Second
-	// flushTimeout bounds the flush of all devices before a forced stop takes them away from their users.
-	flushTimeout = 10 * time.Second
-	// closeTimeout bounds flushing and closing all devices and ending all hosts.
-	closeTimeout = 30 * time.Second
+	// cutOffTimeout is that wait when requests are stuck, perhaps, in hosts that are still to be killed.
+	cutOffTimeout = 200 * time.Millisecond
+	// defaultStopTimeout bounds flushing and closing all devices; afterwards their hosts are killed. With the other steps
+	// it makes five seconds at most.
+	defaultStopTimeout = 3 * time.Second
 )
 
 // unmountIfIdle answers a signal: it unmounts, or if somebody uses the mount says who, and what to do, and returns
@@ -98,6 +99,7 @@ func (s *server) forceUnmount() {
 			s.dataAtRisk = true
 		}
 	}
+	s.stopTimeout /= 2 // for each of the flush here and the close in the end
 	s.flushAll()
 	s.abandon()
 	s.cutOff()
@@ -125,8 +127,8 @@ func (s *server) flushAll() {
 	}()
 	select {
 	case <-all:
-	case <-time.After(flushTimeout):
-		s.log.Error("flushing takes too long, going on without", "limit", flushTimeout.String())
+	case <-time.After(s.stopTimeout):
+		s.log.Error("flushing takes too long, going on without", "limit", s.stopTimeout.String())
 		s.dataAtRisk = true
 	}
 	select {
@@ -141,7 +143,7 @@ func (s *server) cutOff() {
 	if err := s.tree.Abort(); err != nil {
 		s.log.Warn("cutting the mount's users off", "reason", err)
 	}
-	s.awaitEnd()
+	s.awaitEndFor(cutOffTimeout)
 }
 
 // unmountForCleanUp gets the mount out of the way after a failed start.
@@ -155,11 +157,13 @@ func (s *server) unmountForCleanUp() {
 }
 
 // awaitEnd waits until the tree is served no more, and reports whether that came true in time.
-func (s *server) awaitEnd() bool {
+func (s *server) awaitEnd() bool { return s.awaitEndFor(unmountTimeout) }
+
+func (s *server) awaitEndFor(limit time.Duration) bool {
 	select {
 	case <-s.ended:
 		return true
-	case <-time.After(unmountTimeout):
+	case <-time.After(limit):
 		return false
 	}
 }
@@ -169,7 +173,7 @@ func (s *server) awaitEnd() bool {
 func (s *server) cleanUp() {
 	s.front.gate.shut()
 	// Its own time limit: the contexts of the work are over by now, and the devices must be flushed all the same.
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), s.stopTimeout)
 	defer cancel()
 	if err := s.lib.Shutdown(ctx); err != nil {
 		s.log.Error("closing devices and handlers", "reason", err)

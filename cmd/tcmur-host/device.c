@@ -2,6 +2,10 @@
 /*
  * Devices: opening and closing them, and which of their requests may run.
  *
+ * An accepted request (counted by inflight) is inside the handler, or waits in the device's queue for its turn or for
+ * the end of a reopen, or is in a pause of retry.c. While a device is lost nothing goes inside; when nothing is there
+ * any more the reopen begins.
+ *
  * Lock order: device->lock is a leaf; no callout and no other lock is taken under it.
  */
 #define _GNU_SOURCE
@@ -99,20 +103,72 @@ static int examine(const struct request *req, int *sts)
 	return 0;
 }
 
-/* dev->lock is held. True: the caller is to run the request; false: it waits for a callout to end. */
-static bool start_or_queue(struct tcmu_device *dev, struct request *req)
+static bool is_lost(struct tcmu_device *dev)
 {
-	if (dev->running < host_handler.concurrency) {
-		dev->running++;
-		return true;
-	}
+	return atomic_load_explicit(&dev->lost, memory_order_relaxed);
+}
+
+/* dev->lock is held. */
+static void enqueue(struct tcmu_device *dev, struct request *req)
+{
 	req->next = NULL;
 	if (dev->waiting_tail)
 		dev->waiting_tail->next = req;
 	else
 		dev->waiting_head = req;
 	dev->waiting_tail = req;
+}
+
+/* dev->lock is held. The request that has waited longest, which goes inside; NULL: none, or none may. */
+static struct request *dequeue(struct tcmu_device *dev)
+{
+	struct request *req = dev->waiting_head;
+
+	if (!req || is_lost(dev))
+		return NULL;
+	dev->waiting_head = req->next;
+	if (!dev->waiting_head)
+		dev->waiting_tail = NULL;
+	dev->inside++;
+	return req;
+}
+
+/* dev->lock is held. True: the caller is to run the request; false: it waits for a callout to end, or for a reopen. */
+static bool start_or_queue(struct tcmu_device *dev, struct request *req)
+{
+	if (dev->running < host_handler.concurrency && !is_lost(dev)) {
+		dev->running++;
+		dev->inside++;
+		return true;
+	}
+	enqueue(dev, req);
 	return false;
+}
+
+/* dev->lock is held. True: the caller has to call reopen_start() when it has let go of the lock. */
+static bool reopen_is_due(struct tcmu_device *dev)
+{
+	if (!is_lost(dev) || dev->inside || dev->reopening ||
+	    (dev->state != DEVICE_OPEN && dev->state != DEVICE_DRAINING))
+		return false;
+	dev->reopening = true;
+	return true;
+}
+
+void device_lost(struct tcmu_device *dev)
+{
+	uint32_t opens;
+	bool due;
+
+	pthread_mutex_lock(&dev->lock);
+	/* What is heard from the old instance while it is closed, or from the new one in its open, changes nothing. */
+	if (!dev->reopening && (dev->state == DEVICE_OPEN || dev->state == DEVICE_DRAINING))
+		atomic_store(&dev->lost, true);
+	due = reopen_is_due(dev);
+	opens = dev->opens;
+	pthread_mutex_unlock(&dev->lock);
+	if (due)
+		reopen_start(dev, opens);
 }
 
 bool device_admit(struct request *req, int *error)
@@ -141,7 +197,7 @@ bool device_admit(struct request *req, int *error)
 	return false;
 }
 
-bool device_readmit(struct request *req)
+void device_continue(struct request *req)
 {
 	struct tcmu_device *dev = req->dev;
 	bool run;
@@ -149,7 +205,8 @@ bool device_readmit(struct request *req)
 	pthread_mutex_lock(&dev->lock);
 	run = start_or_queue(dev, req);
 	pthread_mutex_unlock(&dev->lock);
-	return run;
+	if (run)
+		worker_run(req);
 }
 
 /* dev->lock is held. */
@@ -159,14 +216,32 @@ static void ended(struct tcmu_device *dev)
 		pthread_cond_broadcast(&dev->idle);
 }
 
-void device_release(struct request *req)
+void device_completed(struct request *req)
 {
 	struct tcmu_device *dev = req->dev;
+	enum request_then then = req->then;
+	bool run = false, pause = false, due;
+	uint32_t opens;
 
-	request_free(req);
+	if (then == THEN_END)
+		request_free(req);
 	pthread_mutex_lock(&dev->lock);
-	ended(dev);
+	dev->inside--;
+	if (then == THEN_END)
+		ended(dev);
+	else if (then == THEN_GO_ON || is_lost(dev))
+		run = start_or_queue(dev, req);
+	else
+		pause = true;
+	due = reopen_is_due(dev);
+	opens = dev->opens;
 	pthread_mutex_unlock(&dev->lock);
+	if (run)
+		worker_run(req);
+	if (pause)
+		retry_later(req);
+	if (due)
+		reopen_start(dev, opens);
 }
 
 void device_run(struct request *req)
@@ -174,23 +249,33 @@ void device_run(struct request *req)
 	struct tcmu_device *dev = req->dev;
 
 	while (req) {
-		bool over = io_run(req);
+		enum io_result result = io_run(req);
+		struct request *later = NULL;
+		uint32_t opens;
+		bool due;
 
-		if (over)
+		if (result == IO_ENDED)
 			request_free(req);
 		pthread_mutex_lock(&dev->lock);
-		if (over)
+		if (result != IO_QUEUED)
+			dev->inside--;
+		if (result == IO_ENDED)
 			ended(dev);
+		else if (result == IO_LATER && is_lost(dev))
+			enqueue(dev, req);
+		else if (result == IO_LATER)
+			later = req;
 		/* The place that this request had in the handler goes to the one that has waited longest. */
-		req = dev->waiting_head;
-		if (req) {
-			dev->waiting_head = req->next;
-			if (!dev->waiting_head)
-				dev->waiting_tail = NULL;
-		} else {
+		req = dequeue(dev);
+		if (!req)
 			dev->running--;
-		}
+		due = reopen_is_due(dev);
+		opens = dev->opens;
 		pthread_mutex_unlock(&dev->lock);
+		if (later)
+			retry_later(later);
+		if (due)
+			reopen_start(dev, opens);
 	}
 }
 
@@ -208,10 +293,14 @@ static void reset(struct tcmu_device *dev, const struct native_open *how, char *
 	atomic_store(&dev->write_cache, false);
 	atomic_store(&dev->solid_state, false);
 	atomic_store(&dev->write_protect, how->read_only);
+	atomic_store(&dev->writes_survive, false);
 	atomic_store(&dev->handler_private, NULL);
 	memset(dev->runner_private, 0, sizeof(dev->runner_private));
 
 	dev->config = config;
+	dev->given = config + NATIVE_CONFIG_SIZE;
+	dev->handler_open = false;
+	dev->retry_ns = how->retry_ns;
 	snprintf(dev->name, sizeof(dev->name), "%s", how->name);
 	dev->configured_size = how->size;
 	dev->max_request = how->max_xfer;
@@ -227,7 +316,13 @@ static void reset(struct tcmu_device *dev, const struct native_open *how, char *
 	atomic_store(&dev->conn_lost, 0);
 	atomic_store(&dev->lock_lost, 0);
 	atomic_store(&dev->timed_out, 0);
+
+	pthread_mutex_lock(&dev->lock);
+	atomic_store(&dev->lost, false);
+	dev->opens++;
+	dev->reopening = false;
 	dev->interrupted = false;
+	pthread_mutex_unlock(&dev->lock);
 }
 
 static void set_state(struct tcmu_device *dev, enum device_state state)
@@ -253,19 +348,98 @@ static void call_open(void *arg)
 	callout_begin("open", call->dev, 0, 0);
 	call->result = host_handler.open(call->dev, call->reopen);
 	callout_end();
+	call->dev->handler_open = call->result == 0;
 	log_collected(call->errors, NATIVE_WHY_SIZE);
 }
 
-/* On the control thread. Frees what the handler may look at until its close has returned. */
+/* On the control thread. A device whose reopen has not succeeded yet is closed already. */
 static void call_close(void *arg)
 {
 	struct tcmu_device *dev = arg;
 
+	if (!dev->handler_open)
+		return;
+	dev->handler_open = false;
 	callout_begin("close", dev, 0, 0);
 	host_handler.close(dev);
 	callout_end();
 }
 
+struct reopen_call {
+	struct open_call open;
+	uint32_t opens;
+	int error;
+};
+
+static void call_reopen(void *arg)
+{
+	struct reopen_call *call = arg;
+	struct tcmu_device *dev = call->open.dev;
+	uint32_t block_size = atomic_load(&dev->block_size);
+	uint64_t size = device_size(dev);
+	bool wanted;
+
+	pthread_mutex_lock(&dev->lock);
+	wanted = (dev->state == DEVICE_OPEN || dev->state == DEVICE_DRAINING) && dev->opens == call->opens;
+	pthread_mutex_unlock(&dev->lock);
+	call->error = ECANCELED;
+	if (!wanted)
+		return;
+	call_close(dev);
+	/* Attributes stay as they are; requests that come meanwhile are examined by them. */
+	memcpy(dev->config, dev->given, NATIVE_CONFIG_SIZE);
+	call_open(&call->open);
+	if (call->open.result) {
+		/* Some return -1 for everything. */
+		call->error = call->open.result < -1 && call->open.result > -4096 ? -call->open.result : EIO;
+		return;
+	}
+	call->error = 0;
+	if (atomic_load(&dev->block_size) == block_size && device_size(dev) >= size)
+		return;
+	snprintf(call->open.errors, NATIVE_WHY_SIZE, "it now has %llu bytes in blocks of %u, and had %llu in blocks of %u",
+		 (unsigned long long)device_size(dev), atomic_load(&dev->block_size), (unsigned long long)size,
+		 block_size);
+	call_close(dev);
+	atomic_store(&dev->block_size, block_size);
+	atomic_store(&dev->num_lbas, size / block_size);
+	call->error = ESTALE;
+}
+
+int device_reopen(struct tcmu_device *dev, uint32_t opens, bool quietly, char *errors)
+{
+	struct reopen_call call = {
+		.open = { .dev = dev, .reopen = true, .probing = quietly, .errors = errors }, .opens = opens
+	};
+	struct request *head = NULL, **tail = &head;
+
+	errors[0] = 0;
+	control_run(call_reopen, &call);
+	if (call.error)
+		return call.error;
+
+	pthread_mutex_lock(&dev->lock);
+	/* If the front has closed it by now, and perhaps opened it anew, that is no longer about the same instance. */
+	if (dev->opens == opens) {
+		dev->reopening = false;
+		atomic_store(&dev->lost, false);
+		while (dev->running < host_handler.concurrency && (*tail = dequeue(dev))) {
+			dev->running++;
+			tail = &(*tail)->next;
+			*tail = NULL;
+		}
+	}
+	pthread_mutex_unlock(&dev->lock);
+	while (head) {
+		struct request *req = head;
+
+		head = req->next;
+		worker_run(req);
+	}
+	return 0;
+}
+
+/* Frees what the handler may look at until its close has returned. */
 static void forget(struct tcmu_device *dev)
 {
 	free(dev->config);
@@ -282,7 +456,7 @@ int device_open(const struct native_open *how, int *result, char *errors)
 
 	errors[0] = 0;
 	dev = lookup_or_make(how->index);
-	config = calloc(1, NATIVE_CONFIG_SIZE);
+	config = calloc(2, NATIVE_CONFIG_SIZE); /* the handler's, and one that stays as it is */
 	if (!dev || !config) {
 		free(config);
 		return ENOMEM;
@@ -297,6 +471,7 @@ int device_open(const struct native_open *how, int *result, char *errors)
 		return EBUSY;
 	}
 	snprintf(config, NATIVE_CONFIG_SIZE, "%s", how->config);
+	memcpy(config + NATIVE_CONFIG_SIZE, config, NATIVE_CONFIG_SIZE);
 	reset(dev, how, config);
 
 	call.dev = dev;
@@ -327,6 +502,7 @@ void device_geometry(uint32_t index, struct native_geometry *out)
 	out->can_zero = write;
 	out->write_cache = atomic_load(&dev->write_cache);
 	out->rotational = !atomic_load(&dev->solid_state);
+	out->writes_survive = atomic_load(&dev->writes_survive);
 }
 
 int device_start(uint32_t index, uint64_t boundary)
@@ -415,7 +591,7 @@ static bool flush_drained(struct tcmu_device *dev, const struct timespec *deadli
 	pthread_mutex_lock(&dev->lock);
 	dev->inflight++;
 	pthread_mutex_unlock(&dev->lock);
-	worker_follow_up(req);
+	device_continue(req);
 
 	pthread_mutex_lock(&dev->lock);
 	idle = wait_idle(dev, deadline);

@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "channel.h"
 #include "native.h"
@@ -68,6 +69,13 @@ enum {
 	REQUEST_IDLE = REQUEST_CLAIMED | REQUEST_COMPLETED | REQUEST_RETURNED,
 };
 
+/* What has to follow when a callout has ended. */
+enum request_then {
+	THEN_END,   /* nothing: the requester has been told */
+	THEN_GO_ON, /* another callout */
+	THEN_RETRY, /* the same callout again, after pause_ns or after a reopen */
+};
+
 struct request {
 	struct tcmur_cmd cmd; /* handlers hold pointers to it */
 	struct tcmulib_cmd lib;
@@ -80,16 +88,20 @@ struct request {
 	uint32_t tag;
 	uint32_t gen;
 	uint32_t op; /* enum tcmur_op */
-	bool more;   /* valid from CLAIMED on: another callout has to follow */
+	enum request_then then; /* valid from CLAIMED on */
+	bool resent;            /* a callout of it timed out, and it was sent again for that */
 	uint8_t *payload;
 	uint64_t offset; /* bytes, as submitted */
 	uint64_t length;
 	uint64_t done; /* bytes of length that earlier callouts have served */
 	uint64_t step; /* bytes that the callout under way serves */
+	uint64_t retry_until; /* clock_ns() at which refusals are not put up with any longer; 0: never refused yet */
+	uint64_t pause_ns;    /* before the next try */
+	uint64_t due;         /* retry.c: clock_ns() at which the pause is over */
 	_Atomic uint32_t state;
 };
 
-struct request *request_alloc(void); /* NULL: out of memory */
+struct request *request_alloc(void); /* NULL: out of memory. Never refused, never resent. */
 void request_free(struct request *req);
 
 /*
@@ -123,13 +135,16 @@ struct tcmu_device {
 
 	/* Set before the handler's open, constant until after its close. */
 	char *config; /* NATIVE_CONFIG_SIZE bytes, fresh for each open: a handler may cut it up */
+	char *given;  /* the same as it was given */
 	char name[NATIVE_NAME_MAX];
 	uint32_t index;
 	uint64_t configured_size; /* bytes */
 	uint32_t max_request;     /* bytes; the most that one callout may carry */
 	uint32_t alignment;       /* bytes; of offsets and lengths */
 	uint64_t boundary;        /* bytes; no callout may cross a multiple of it. 0: none */
+	uint64_t retry_ns;        /* how long refused requests are tried again */
 	bool read_only;
+	bool handler_open; /* the control thread's own: open has succeeded and close has not been called since */
 
 	/* What was learnt about the handler on this device. */
 	_Atomic uint8_t read_cdb; /* length of the command block that it understands */
@@ -140,14 +155,20 @@ struct tcmu_device {
 	_Atomic uint32_t conn_lost;
 	_Atomic uint32_t lock_lost;
 	_Atomic uint32_t timed_out;
+	_Atomic bool writes_survive;
+	/* The handler needs a reopen: no callouts until then. Changed under lock, read without; see device_lost(). */
+	_Atomic bool lost;
 
 	pthread_mutex_t lock; /* guards what follows */
 	pthread_cond_t idle;  /* inflight fell to 0, or interrupted was set */
 	enum device_state state;
-	unsigned int running;         /* callouts under way, at most host_handler.concurrency */
+	uint32_t opens;               /* counts the opens by the front */
+	unsigned int running;         /* threads in callouts, at most host_handler.concurrency */
+	unsigned int inside;          /* requests in a callout, or queued by the handler */
 	unsigned int inflight;        /* requests accepted and not yet released */
+	bool reopening;               /* reopen.c is at it */
 	bool interrupted;             /* whoever waits on idle is to give up */
-	struct request *waiting_head; /* accepted, until running allows */
+	struct request *waiting_head; /* accepted, until running and lost allow */
 	struct request *waiting_tail;
 };
 
@@ -156,11 +177,19 @@ struct tcmu_device *device_lookup(uint32_t index); /* NULL: never opened */
 bool device_admit(struct request *req, int *error);
 /* Serves req and then whatever waits for the device; blocks as long as the handler does. */
 void device_run(struct request *req);
-/* Ends the life of an accepted request; the object is free afterwards. */
-void device_release(struct request *req);
-/* As device_admit, but for a request that has been accepted before and needs another callout. */
-bool device_readmit(struct request *req);
+/* For a request whose callout the handler has completed: acts on req->then. Any thread may call it. */
+void device_completed(struct request *req);
+/* Has an accepted request, which nobody else looks at, served by a thread of ours as soon as it may. */
+void device_continue(struct request *req);
 uint64_t device_size(struct tcmu_device *dev); /* bytes */
+/* The handler says that it needs a reopen; that happens when all its requests have ended. Any thread may call it. */
+void device_lost(struct tcmu_device *dev);
+
+/*
+ * For reopen.c. device_reopen() tries once: 0, or a positive errno, the handler's words in errors (NATIVE_WHY_SIZE
+ * bytes); ECANCELED: the front has closed the device meanwhile.
+ */
+int device_reopen(struct tcmu_device *dev, uint32_t opens, bool quietly, char *errors);
 
 /* channel.c */
 struct submission {
@@ -186,12 +215,25 @@ bool channel_wake(void); /* wakes one sleeper; false: nobody was asleep yet */
 /* worker.c */
 void worker_expect(unsigned int callouts); /* that many more callouts may run at once */
 void worker_dismiss(unsigned int callouts);
-/* Gives a request to a thread of ours: for callers that must not run callouts themselves. Accepted requests only. */
-void worker_follow_up(struct request *req);
+/* Has a thread of ours call device_run(), for callers that must not run callouts themselves. */
+void worker_run(struct request *req);
 
 /* io.c */
-bool io_run(struct request *req); /* true: ended, to be released; false: the handler's completion will see to it */
+enum io_result {
+	IO_ENDED,  /* the requester has been told */
+	IO_QUEUED, /* the handler's completion will see to the request, or already has */
+	IO_LATER,  /* to be run again, after req->pause_ns, or after a reopen if there is to be one */
+};
+
+enum io_result io_run(struct request *req);
 void io_fail(struct request *req, int sts, int error); /* ends a request that was never run */
+
+/* retry.c */
+bool retry_wanted(struct request *req, int sts); /* the status may be another one later; sets req->pause_ns */
+void retry_later(struct request *req);           /* device_continue() after req->pause_ns */
+
+/* reopen.c */
+void reopen_start(struct tcmu_device *dev, uint32_t opens); /* until it has succeeded, in a thread of its own */
 
 /* command.c */
 int command_transfer(struct request *req, bool write, uint64_t offset, uint64_t length);
@@ -205,6 +247,14 @@ int status_to_errno(int sts, bool write, const uint8_t *sense);
 /* control.c */
 void control_run(void (*fn)(void *arg), void *arg); /* on the one thread that opens, closes and initialises */
 bool control_is_self(void);
+
+static inline uint64_t clock_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
 
 /* crash.c: which callout a thread is in, for the report that is written when it dies there */
 struct callout {

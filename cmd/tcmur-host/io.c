@@ -200,12 +200,12 @@ static bool is_write(uint32_t op)
 }
 
 /*
- * Acts on the result of a callout: sets req->more, or tells the requester. The caller has set CLAIMED; nobody else
+ * Acts on the result of a callout: sets req->then, or tells the requester. The caller has set CLAIMED; nobody else
  * looks at the request until COMPLETED.
  */
 static void settle(struct request *req, int sts)
 {
-	req->more = true;
+	req->then = THEN_GO_ON;
 	if (sts == TCMU_STS_OK) {
 		req->done += req->step;
 		if (req->done < req->length)
@@ -217,12 +217,15 @@ static void settle(struct request *req, int sts)
 		/* This handler cannot fill with zeroes (or only with other patterns): write them. */
 		atomic_store(&req->dev->no_writesame, true);
 		return;
+	} else if (retry_wanted(req, sts)) {
+		req->then = THEN_RETRY;
+		return;
 	}
-	req->more = false;
+	req->then = THEN_END;
 	finish(req, sts, status_to_errno(sts, is_write(req->op), req->lib.sense_buf));
 }
 
-bool io_run(struct request *req)
+enum io_result io_run(struct request *req)
 {
 	for (;;) {
 		unsigned int old;
@@ -234,7 +237,7 @@ bool io_run(struct request *req)
 		if (queued(req, r)) {
 			old = atomic_fetch_or_explicit(&req->state, REQUEST_RETURNED, memory_order_acq_rel);
 			if (!(old & REQUEST_COMPLETED))
-				return false; /* tcmur_cmd_complete() takes over, or already has */
+				return IO_QUEUED; /* tcmur_cmd_complete() takes over, or already has */
 		} else {
 			old = atomic_fetch_or_explicit(&req->state, REQUEST_CLAIMED, memory_order_acq_rel);
 			if (old & REQUEST_CLAIMED) {
@@ -243,15 +246,18 @@ bool io_run(struct request *req)
 					 r);
 				old = atomic_fetch_or_explicit(&req->state, REQUEST_RETURNED, memory_order_acq_rel);
 				if (!(old & REQUEST_COMPLETED))
-					return false;
+					return IO_QUEUED;
 			} else {
 				settle(req, r);
 			}
 		}
-		if (!req->more) {
-			atomic_store_explicit(&req->state, REQUEST_IDLE, memory_order_release);
-			return true;
+		if (req->then == THEN_GO_ON) {
+			if (!atomic_load_explicit(&req->dev->lost, memory_order_relaxed))
+				continue;
+			req->pause_ns = 0;
 		}
+		atomic_store_explicit(&req->state, REQUEST_IDLE, memory_order_release);
+		return req->then == THEN_END ? IO_ENDED : IO_LATER;
 	}
 }
 
@@ -279,10 +285,6 @@ void tcmur_cmd_complete(struct tcmu_device *dev, void *cmd, int sts)
 	old = atomic_fetch_or_explicit(&req->state, REQUEST_COMPLETED, memory_order_acq_rel);
 	if (!(old & REQUEST_RETURNED))
 		return; /* the thread in the callout goes on with it */
-	if (req->more) {
-		worker_follow_up(req);
-	} else {
-		atomic_store_explicit(&req->state, REQUEST_IDLE, memory_order_release);
-		device_release(req);
-	}
+	atomic_store_explicit(&req->state, REQUEST_IDLE, memory_order_release);
+	device_completed(req);
 }

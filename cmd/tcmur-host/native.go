@@ -67,6 +67,9 @@ func installCrashReports(fd int) error {
 
 func setCrashOutput(stdoutFD, stderrFD int) { C.crash_set_output(C.int(stdoutFD), C.int(stderrFD)) }
 
+// setKeepSocket gives C the socket for memory that outlives this process.
+func setKeepSocket(fd int) { C.keep_set_socket(C.int(fd)) }
+
 func setSpin(micros uint) { C.worker_set_spin(C.uint(min(micros, 1000))) }
 
 func setLogOutput(fd int) { C.log_set_output(C.int(fd)) }
@@ -181,6 +184,7 @@ type openParams struct {
 	blockSize uint32 // bytes
 	maxXfer   uint32 // bytes, a multiple of blockSize
 	alignment uint32 // bytes; 0: whatever the way of I/O needs
+	retry     time.Duration
 	readOnly  bool
 	reopen    bool
 	probing   bool // it will be refused, and the refusal tells what is asked for: not worth an error in the log
@@ -198,6 +202,7 @@ func openDevice(p openParams) (result int, logged string, err error) {
 	how.block_size = C.uint32_t(p.blockSize)
 	how.max_xfer = C.uint32_t(p.maxXfer)
 	how.alignment = C.uint32_t(p.alignment)
+	how.retry_ns = C.uint64_t(p.retry.Nanoseconds())
 	how.read_only = C.bool(p.readOnly)
 	how.reopen = C.bool(p.reopen)
 	how.probing = C.bool(p.probing)
@@ -217,7 +222,7 @@ type geometry struct {
 	size                                  uint64
 	blockSize, maxXfer, alignment         uint32
 	canWrite, canFlush, canUnmap, canZero bool
-	writeCache, rotational                bool
+	writeCache, rotational, writesSurvive bool
 }
 
 func deviceGeometry(index uint32) geometry {
@@ -227,7 +232,7 @@ func deviceGeometry(index uint32) geometry {
 		size: uint64(g.size), blockSize: uint32(g.block_size), maxXfer: uint32(g.max_xfer),
 		alignment: uint32(g.alignment), canWrite: bool(g.can_write), canFlush: bool(g.can_flush),
 		canUnmap: bool(g.can_unmap), canZero: bool(g.can_zero), writeCache: bool(g.write_cache),
-		rotational: bool(g.rotational),
+		rotational: bool(g.rotational), writesSurvive: bool(g.writes_survive),
 	}
 }
 

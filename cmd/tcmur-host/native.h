@@ -22,7 +22,10 @@
 /* channel.c: maps both segments. The descriptors stay the caller's. */
 int channel_map(int submit_fd, int complete_fd, char *why);
 
-/* worker.c: how long an idle worker may watch the ring before it sleeps; 0 and machines with one CPU: not at all. */
+/* keep.c: the socket to the front for memory that outlives this process. The descriptor is ours from then on. */
+void keep_set_socket(int fd);
+
+/* worker.c: how long an idle worker may watch the ring before it sleeps; 0, or with one CPU to run on: not at all. */
 void worker_set_spin(unsigned int microseconds);
 
 /* crash.c: reports of handler deaths go to report_fd, preceded by what can still be read from the output pipes. */
@@ -87,6 +90,7 @@ struct native_open {
 	uint32_t block_size;
 	uint32_t max_xfer;  /* bytes, a multiple of block_size */
 	uint32_t alignment; /* bytes; 0: the block size found after open where I/O goes by command block, else 1 */
+	uint64_t retry_ns;  /* how long requests are tried again that the handler is too busy for */
 	bool read_only;
 	bool reopen;
 	bool probing; /* failure is expected: error messages are debug messages */
@@ -103,6 +107,7 @@ struct native_geometry {
 	bool can_zero;
 	bool write_cache;
 	bool rotational;
+	bool writes_survive;
 };
 
 /*

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
@@ -19,6 +20,10 @@ const (
 	maxBlockSize = 64 << 10
 	maxSize      = 1<<63 - 1 // off_t
 )
+
+// defaultRetry is how long a handler's "busy" is put up with where the front does not say: less than the time after which
+// the front takes the handler for hung.
+const defaultRetry = 20 * time.Second
 
 // open opens a device as handlers expect it: all attributes set first, the size found out where the handler insists on
 // the right one, and everything read back afterwards.
@@ -58,7 +63,10 @@ func openParamsFor(h *handlerStruct, q quirks, req *hostpb.OpenRequest) (openPar
 	p := openParams{
 		index: req.GetDevice(), name: req.GetName(), config: q.configFor(req.GetConfig()), size: req.GetSize(),
 		blockSize: req.GetBlockSize(), maxXfer: req.GetMaxXfer(), alignment: q.alignment, readOnly: req.GetReadOnly(),
-		reopen: req.GetReopen(),
+		retry: time.Duration(req.GetRetryMs()) * time.Millisecond, reopen: req.GetReopen(),
+	}
+	if p.retry == 0 {
+		p.retry = defaultRetry
 	}
 	if p.blockSize == 0 {
 		p.blockSize = defaultBlockSize
@@ -135,6 +143,6 @@ func start(p openParams, s sizing) (*hostpb.OpenReply, error) {
 	return &hostpb.OpenReply{
 		Size: g.size, BlockSize: g.blockSize, MaxXfer: g.maxXfer, Alignment: g.alignment,
 		CanRead: true, CanWrite: g.canWrite, CanFlush: g.canFlush, CanUnmap: g.canUnmap, CanZero: g.canZero,
-		WriteCache: g.writeCache, Rotational: g.rotational,
+		WriteCache: g.writeCache, Rotational: g.rotational, WritesSurvive: g.writesSurvive,
 	}, nil
 }

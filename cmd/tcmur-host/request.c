@@ -55,8 +55,11 @@ struct request *request_alloc(void)
 		pool_free--;
 	}
 	pthread_mutex_unlock(&pool_lock);
-	if (req)
+	if (req) {
 		req->next = NULL;
+		req->retry_until = 0;
+		req->resent = false;
+	}
 	return req;
 }
 

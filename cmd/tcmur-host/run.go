@@ -37,6 +37,7 @@ const (
 // options are the command line.
 type options struct {
 	submitFD, completeFD, livenessFD int
+	memoryFD                         int // -1: none
 	spinMicros                       uint
 	logDir                           string
 }
@@ -47,6 +48,7 @@ func parseArgs(args []string) (options, error) {
 	fs.IntVar(&o.submitFD, control.FlagSubmitFD, -1, "descriptor of the channel's submit segment")
 	fs.IntVar(&o.completeFD, control.FlagCompleteFD, -1, "descriptor of the channel's complete segment")
 	fs.IntVar(&o.livenessFD, control.FlagLivenessFD, -1, "socket whose hang-up means that the front is gone")
+	fs.IntVar(&o.memoryFD, control.FlagMemoryFD, -1, "socket to ask for memory that outlives this process (optional)")
 	fs.UintVar(&o.spinMicros, "spin-us", 50,
 		"how long an idle worker watches for requests before it sleeps, in microseconds; 0: not at all")
 	fs.StringVar(&o.logDir, "log-dir", "/var/log", "directory for the log files of handlers that write their own")
@@ -114,8 +116,10 @@ func closeAllOnExec(o options) {
 	if unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
 		return
 	}
-	for _, fd := range []int{o.submitFD, o.completeFD, o.livenessFD} {
-		unix.CloseOnExec(fd)
+	for _, fd := range []int{o.submitFD, o.completeFD, o.livenessFD, o.memoryFD} {
+		if fd >= 0 {
+			unix.CloseOnExec(fd)
+		}
 	}
 }
 
@@ -138,6 +142,9 @@ func prepare(o options, stderr *os.File, logger hclog.Logger) (*server, error) {
 		return nil, err
 	}
 	setSpin(o.spinMicros)
+	if o.memoryFD >= 0 {
+		setKeepSocket(o.memoryFD)
+	}
 	setLogDirectory(o.logDir)
 	return &server{logger: logger, devices: map[uint32]*device{}}, nil
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Events by which a handler says that its back end is lost. They arrive in the middle of a completion, with the
- * handler's locks held: they are counted here, and nothing is waited for.
+ * handler's locks held: nothing is waited for here. The device is closed and opened again once all its requests have
+ * ended; see device_lost().
  */
 #include "host.h"
 
@@ -11,8 +12,9 @@ static void note(struct tcmu_device *dev, _Atomic uint32_t *count, const char *w
 	uint32_t n = atomic_fetch_add(count, 1) + 1;
 
 	if (n <= 3 || n % 1000 == 0)
-		log_host(LOG_WARNING, dev, "handler reports: %s (%u so far); the device has to be opened again", what,
+		log_host(LOG_WARNING, dev, "handler reports: %s (%u so far); the device will be opened again", what,
 			 n);
+	device_lost(dev);
 }
 
 void tcmu_notify_conn_lost(struct tcmu_device *dev)

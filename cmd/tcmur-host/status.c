@@ -47,7 +47,6 @@ int status_to_errno(int sts, bool write, const uint8_t *sense)
 		return ENOMEM;
 	case TCMU_STS_PASSTHROUGH_ERR:
 		return sense_to_errno(write, sense);
-	case TCMU_STS_BUSY:
 	case TCMU_STS_TRANSITION:
 	case TCMU_STS_IMPL_TRANSITION_ERR:
 		return EAGAIN;
@@ -64,6 +63,7 @@ int status_to_errno(int sts, bool write, const uint8_t *sense)
 		return ESHUTDOWN;
 	case TCMU_STS_RANGE:
 		return write ? ENOSPC : EINVAL;
+	case TCMU_STS_BUSY: /* for as long as retry.c has put up with it: EAGAIN would have programs try for ever */
 	case TCMU_STS_FRMT_IN_PROGRESS:
 		return EBUSY;
 	case TCMU_STS_CAPACITY_CHANGED:

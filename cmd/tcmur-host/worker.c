@@ -12,8 +12,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <sched.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "host.h"
 
@@ -32,10 +30,13 @@ static _Atomic unsigned int spin_now_ns; /* shorter than the limit while watchin
 
 void worker_set_spin(unsigned int microseconds)
 {
+	cpu_set_t cpus;
+
 	if (microseconds > 1000)
 		microseconds = 1000;
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		microseconds = 0; /* would only keep the front from running */
+	/* Watching would only keep others from running. With more CPUs than cpu_set_t holds there is another one. */
+	if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0 && CPU_COUNT(&cpus) < 2)
+		microseconds = 0;
 	atomic_store(&spin_limit_ns, microseconds * 1000);
 	atomic_store(&spin_now_ns, microseconds * 1000);
 }
@@ -54,14 +55,6 @@ static inline void cpu_relax(void)
 #elif defined(__aarch64__)
 	__asm__ volatile("yield");
 #endif
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
 static bool spin(struct submission *sub)
@@ -83,14 +76,14 @@ static bool spin(struct submission *sub)
 	pthread_mutex_unlock(&idle_lock);
 
 	budget = atomic_load_explicit(&spin_now_ns, memory_order_relaxed);
-	start = now_ns();
+	start = clock_ns();
 	do {
 		for (int i = 0; i < SPIN_STEPS && !found; i++) {
 			found = channel_pop(sub);
 			if (!found)
 				cpu_relax();
 		}
-	} while (!found && now_ns() - start < budget);
+	} while (!found && clock_ns() - start < budget);
 
 	budget = found ? limit : budget / 2;
 	atomic_store_explicit(&spin_now_ns, budget < limit / 16 ? limit / 16 : budget, memory_order_relaxed);
@@ -235,7 +228,7 @@ void worker_dismiss(unsigned int callouts)
 
 /*
  * Follow-ups: requests whose next callout may not be made where the previous one ended (a thread of the handler's, with
- * the handler's locks held), and those of the host itself. They are rare. The threads that serve them cannot wait on
+ * the handler's locks held), or comes later, and those of the host itself. They are rare. The threads that serve them cannot wait on
  * the bell, which only the front can change, and so are a pool of their own, grown like the other one.
  */
 static pthread_mutex_t follow_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -264,14 +257,13 @@ static void *follow_main(void *arg)
 			follow_tail = NULL;
 		follow_queued--;
 		pthread_mutex_unlock(&follow_lock);
-		if (device_readmit(req))
-			device_run(req);
+		device_run(req);
 		pthread_mutex_lock(&follow_lock);
 	}
 	return NULL;
 }
 
-void worker_follow_up(struct request *req)
+void worker_run(struct request *req)
 {
 	bool start;
 

@@ -27,6 +27,7 @@ const (
 	FlagSubmitFD   = "submit-fd"   // memfd: the channel's submit segment, can be mapped read-only
 	FlagCompleteFD = "complete-fd" // memfd: the channel's complete segment
 	FlagLivenessFD = "liveness-fd" // socket: hang-up means that the front is gone
+	FlagMemoryFD   = "memory-fd"   // socket: asks the front for memory that outlives the host
 )
 
 // Handshake is what go-plugin compares before anything else. The cookie only keeps people from starting a host by hand.

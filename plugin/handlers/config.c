@@ -40,6 +40,12 @@ void config_announce(struct tcmu_device *dev, uint64_t size)
 	tcmu_dev_set_write_cache_enabled(dev, true);
 }
 
+void config_announce_survival(struct tcmu_device *dev)
+{
+	if (tcmur_dev_set_writes_survive)
+		tcmur_dev_set_writes_survive(dev, true);
+}
+
 int config_parse_size(const char *text, uint64_t *size)
 {
 	static const char suffixes[] = "KMGTP";

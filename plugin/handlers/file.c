@@ -53,6 +53,7 @@ static int file_open(struct tcmu_device *dev, bool reopen)
 		return ret;
 	}
 	config_announce(dev, b->size);
+	config_announce_survival(dev); /* in the page cache */
 	tcmur_dev_set_private(dev, b);
 	return 0;
 }

@@ -5,9 +5,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "fd_io.h"
@@ -89,28 +89,23 @@ static int size_error(struct memory *m, const char *what, uint64_t size)
 	return -err;
 }
 
-int memory_open(struct memory *m, struct tcmu_device *dev, uint64_t size)
+static int check_size(struct memory *m, uint64_t size)
+{
+	if (size && size <= INT64_MAX && size % m->block_size == 0)
+		return 0;
+	tcmu_err(m->dev, "a size of %llu is not possible: it must be a multiple of the block size %u\n",
+		 (unsigned long long)size, m->block_size);
+	return -EINVAL;
+}
+
+/* Maps m->fd, which has the size, and makes a bitmap without any mark. On failure m->fd is closed. */
+static int map_contents(struct memory *m, uint64_t size)
 {
 	pthread_rwlockattr_t attr;
 	void *map;
 	int ret;
 
-	m->dev = dev;
 	m->size = size;
-	m->block_size = tcmu_dev_get_block_size(dev);
-	if (!size || size > INT64_MAX || size % m->block_size) {
-		tcmu_err(dev, "a size of %llu is not possible: it must be a multiple of the block size %u\n",
-			 (unsigned long long)size, m->block_size);
-		return -EINVAL;
-	}
-	m->fd = memfd_create("tcmur-ram", MFD_CLOEXEC);
-	if (m->fd < 0)
-		return size_error(m, "create memory", size);
-	if (ftruncate(m->fd, (off_t)size)) {
-		ret = size_error(m, "size memory", size);
-		goto no_map;
-	}
-
 	map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, m->fd, 0);
 	if (map == MAP_FAILED) {
 		ret = size_error(m, "map memory", size);
@@ -136,6 +131,98 @@ int memory_open(struct memory *m, struct tcmu_device *dev, uint64_t size)
 no_bitmap:
 	munmap(m->map, size);
 no_map:
+	close(m->fd);
+	return ret;
+}
+
+/* What has been kept of the memory, or new memory that is kept if size is not 0; or a negative errno. */
+static int kept_memory(struct tcmu_device *dev, uint64_t size)
+{
+	return tcmur_dev_keep_memory ? tcmur_dev_keep_memory(dev, "contents", size) : -EOPNOTSUPP;
+}
+
+int memory_open(struct memory *m, struct tcmu_device *dev, uint64_t size)
+{
+	int ret;
+
+	m->dev = dev;
+	m->block_size = tcmu_dev_get_block_size(dev);
+	ret = check_size(m, size);
+	if (ret)
+		return ret;
+	m->fd = kept_memory(dev, size);
+	m->kept = m->fd >= 0;
+	if (m->fd == -EOPNOTSUPP)
+		m->fd = memfd_create("tcmur-ram", MFD_CLOEXEC);
+	else if (m->fd < 0)
+		errno = -m->fd;
+	if (m->fd < 0)
+		return size_error(m, "create memory", size);
+	/* An open that failed half-way may have left something. */
+	if (ftruncate(m->fd, 0) || ftruncate(m->fd, (off_t)size)) {
+		ret = size_error(m, "size memory", size);
+		close(m->fd);
+		return ret;
+	}
+	return map_contents(m, size);
+}
+
+/* Marks what the memfd has pages for: the bitmap went with its process. */
+static int mark_contents(struct memory *m)
+{
+	off_t data, hole = 0;
+
+	while ((uint64_t)hole < m->size) {
+		data = lseek(m->fd, hole, SEEK_DATA);
+		if (data < 0 && errno == ENXIO) /* none from there on */
+			return 0;
+		if (data < 0)
+			return -errno;
+		hole = lseek(m->fd, data, SEEK_HOLE);
+		if (hole < 0)
+			return -errno;
+		mark(m, (uint64_t)data / GRANULE, granules((uint64_t)hole));
+	}
+	return 0;
+}
+
+int memory_reopen(struct memory *m, struct tcmu_device *dev)
+{
+	struct stat st;
+	int ret;
+
+	m->dev = dev;
+	m->block_size = tcmu_dev_get_block_size(dev);
+	m->fd = kept_memory(dev, 0);
+	m->kept = true;
+	if (m->fd == -EOPNOTSUPP || m->fd == -ENOENT) {
+		tcmu_err(dev, "%s: the contents are gone with the process that had them\n",
+			 tcmu_dev_get_cfgstring(dev));
+		return -ENODATA;
+	}
+	if (m->fd < 0) {
+		tcmu_err(dev, "%s: cannot get at what was kept of the contents: %s\n", tcmu_dev_get_cfgstring(dev),
+			 strerror(-m->fd));
+		return m->fd;
+	}
+	if (fstat(m->fd, &st)) {
+		ret = size_error(m, "find the size of memory", 0);
+		goto failed;
+	}
+	ret = check_size(m, (uint64_t)st.st_size);
+	if (ret)
+		goto failed;
+	ret = map_contents(m, (uint64_t)st.st_size);
+	if (ret)
+		return ret;
+	ret = mark_contents(m);
+	if (ret) {
+		tcmu_err(dev, "cannot find out what the memory holds: %s\n", strerror(-ret));
+		memory_close(m);
+	}
+	return ret;
+
+failed:
 	close(m->fd);
 	return ret;
 }
@@ -340,13 +427,11 @@ static int remap(struct memory *m, uint64_t size)
 
 int memory_resize(struct memory *m, uint64_t size)
 {
-	int ret = 0;
+	int ret;
 
-	if (!size || size > INT64_MAX || size % m->block_size) {
-		tcmu_err(m->dev, "a size of %llu is not possible: it must be a multiple of the block size %u\n",
-			 (unsigned long long)size, m->block_size);
-		return -EINVAL;
-	}
+	ret = check_size(m, size);
+	if (ret)
+		return ret;
 
 	pthread_rwlock_wrlock(&m->layout);
 	if (size > m->size) {

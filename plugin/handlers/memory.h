@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Anonymous memory that holds a device's contents and costs what has been written to it, however large it is.
+ * Anonymous memory that holds a device's contents and costs what has been written to it, however large it is. Where the
+ * host keeps memory it outlives the process, see tcmur_dev_keep_memory().
  *
  * The bytes are in a memfd that is mapped as a whole. A bitmap says which granules of it have ever been written, and
  * is untouched, so without memory behind it, where none have. It serves two ends:
@@ -14,6 +15,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -23,6 +25,7 @@
 struct memory {
 	struct tcmu_device *dev; /* for the log */
 	int fd;
+	bool kept; /* it outlives the process */
 	uint32_t block_size;
 	/*
 	 * Guards what follows: shared by accesses, exclusive to memory_resize(), which may move both mappings. The
@@ -36,10 +39,12 @@ struct memory {
 
 /*
  * Makes size bytes of zeroes for the device; size must be a multiple of its block size and not 0. 0 or a negative
- * errno, the reason logged: ENOMEM or EINVAL where the address space does not hold that much, or memfd_create()'s.
- * After 0 the caller owes memory_close(), which forgets the contents.
+ * errno, the reason logged: ENOMEM or EINVAL where the address space does not hold that much, or memfd_create()'s, or
+ * tcmur_dev_keep_memory()'s. After 0 the caller owes memory_close(), which forgets the contents unless they are kept.
  */
 int memory_open(struct memory *m, struct tcmu_device *dev, uint64_t size);
+/* The same for the memory that an earlier memory_open() of the device has left; -ENODATA where it was not kept. */
+int memory_reopen(struct memory *m, struct tcmu_device *dev);
 void memory_close(struct memory *m);
 
 /*

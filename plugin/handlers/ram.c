@@ -8,7 +8,8 @@
  *   ram/PATH         a file that keeps the contents (the text after "ram" is its absolute path): it has the file's
  *                    size, or the configured one, which must not exceed it; a missing or empty file is made the
  *                    configured size or 1 GiB
- * Memory and disk space are used as they are written to.
+ * Memory and disk space are used as they are written to. Where the host keeps memory (tcmur-host does), anonymous memory
+ * lasts as long as the device, whatever becomes of the process.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -87,12 +88,6 @@ static int open_anonymous(struct ram *ram, struct tcmu_device *dev, const struct
 	uint64_t size = config_size(dev);
 	int ret;
 
-	if (reopen) {
-		/* It went with its process, or with close(). Zeroes in its place would be silent loss. */
-		tcmu_err(dev, "%s: the contents are gone: anonymous memory cannot be opened again\n",
-			 tcmu_dev_get_cfgstring(dev));
-		return -ENODATA;
-	}
 	if (size && config->size && size != config->size) {
 		tcmu_err(dev, "%s: this size is not the configured one of %llu bytes: give one of them\n",
 			 tcmu_dev_get_cfgstring(dev), (unsigned long long)size);
@@ -101,12 +96,15 @@ static int open_anonymous(struct ram *ram, struct tcmu_device *dev, const struct
 	if (!size)
 		size = config->size ? config->size : DEFAULT_SIZE;
 
-	ret = memory_open(&ram->memory, dev, size);
+	/* Where reopen does not find the contents, zeroes in their place would be silent loss. */
+	ret = reopen ? memory_reopen(&ram->memory, dev) : memory_open(&ram->memory, dev, size);
 	if (ret)
 		return ret;
 	ram->anonymous = true;
 	tcmu_dev_set_solid_state_media(dev, true);
-	config_announce(dev, size);
+	config_announce(dev, ram->memory.size);
+	if (ram->memory.kept)
+		config_announce_survival(dev);
 	return 0;
 }
 
@@ -114,9 +112,11 @@ static int open_file(struct ram *ram, struct tcmu_device *dev, const char *path)
 {
 	int ret = backing_open(&ram->file, dev, path, config_size(dev), DEFAULT_SIZE);
 
-	if (!ret)
-		config_announce(dev, ram->file.size);
-	return ret;
+	if (ret)
+		return ret;
+	config_announce(dev, ram->file.size);
+	config_announce_survival(dev); /* in the page cache */
+	return 0;
 }
 
 static int ram_open(struct tcmu_device *dev, bool reopen)

@@ -3,6 +3,9 @@
  * The binary interface between a tcmu-runner storage handler (handler_*.so) and the program that loads it: tcmur-host
  * here, tcmu-runner 1.5.4 and later elsewhere. A handler compiled with this header loads in both.
  *
+ * What tcmur-host offers beyond tcmu-runner is declared weak, at the end of this file: such a function's address is NULL
+ * where it is missing.
+ *
  * A handler is a shared object without any library to link against. It exports handler_init(), which passes a struct
  * tcmur_handler to tcmur_register_handler(). The program that loads it provides every function declared below.
  *
@@ -369,6 +372,36 @@ void tcmu_sense_set_key_specific_info(uint8_t *sense_buf, uint16_t info);
 
 /* Names the calling thread after prefix and device, for ps(1). dev may be NULL. */
 void tcmu_set_thread_name(const char *prefix, struct tcmu_device *dev);
+
+/*
+ * Only in tcmur-host: look before each call, as in
+ *
+ *	if (tcmur_dev_keep_memory)
+ *		fd = tcmur_dev_keep_memory(dev, "contents", size);
+ */
+#define TCMUR_EXTENSION __attribute__((weak))
+
+/*
+ * Memory that outlives the process. When that dies, another one opens the device with reopen set, and finds there what
+ * this one had left; the device's removal ends the memory. Names are the handler's choice: up to 31 letters, digits,
+ * '.', '_' and '-'; a device can have 4 of them.
+ *
+ * Returns a descriptor of a memfd, which the caller owns and may resize, map and close at will; each call for the same
+ * device and name returns one of the same memfd. New memory has size bytes, all zero. Memory that is there already
+ * keeps the size that it has: ask fstat(). With size 0 only such memory is wanted.
+ *
+ * Otherwise a negative errno: -EOPNOTSUPP where nobody keeps memory, -ENOENT (size 0: there is none), -EINVAL (name),
+ * -ENOSPC (too many names), -ENODEV (the device is being removed), -ETIMEDOUT, or what memfd_create() or ftruncate()
+ * said. To be called from open(), or later from any thread.
+ */
+TCMUR_EXTENSION int tcmur_dev_keep_memory(struct tcmu_device *dev, const char *name, size_t size);
+
+/*
+ * Says in open() that what a completed callout has changed survives the death of the process even if no flush follows,
+ * because it is in kept memory, in the page cache or in other processes by then. Nobody else then keeps it until the
+ * flush, which costs a copy of each write. It says nothing about power failures: flushes still come.
+ */
+TCMUR_EXTENSION void tcmur_dev_set_writes_survive(struct tcmu_device *dev, bool survive);
 
 #ifdef __cplusplus
 }

@@ -393,7 +393,10 @@ type OpenRequest struct {
 	MaxXfer  uint32 `protobuf:"varint,6,opt,name=max_xfer,json=maxXfer,proto3" json:"max_xfer,omitempty"`
 	ReadOnly bool   `protobuf:"varint,7,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	// The device was open in an earlier host: the handler's reopen argument.
-	Reopen        bool `protobuf:"varint,8,opt,name=reopen,proto3" json:"reopen,omitempty"`
+	Reopen bool `protobuf:"varint,8,opt,name=reopen,proto3" json:"reopen,omitempty"`
+	// How long in milliseconds requests are tried again that the handler refuses for now (BUSY and the like); 0: 20 s.
+	// Less than the front's timeout for requests: it kills a host that keeps one for longer.
+	RetryMs       uint32 `protobuf:"varint,9,opt,name=retry_ms,json=retryMs,proto3" json:"retry_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -484,6 +487,13 @@ func (x *OpenRequest) GetReopen() bool {
 	return false
 }
 
+func (x *OpenRequest) GetRetryMs() uint32 {
+	if x != nil {
+		return x.RetryMs
+	}
+	return 0
+}
+
 type OpenReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All in bytes, read back from the handler after its open.
@@ -493,13 +503,15 @@ type OpenReply struct {
 	// Offsets and lengths of requests must be multiples of this; 1: any.
 	Alignment uint32 `protobuf:"varint,4,opt,name=alignment,proto3" json:"alignment,omitempty"`
 	// Operations that the handler can do.
-	CanRead       bool `protobuf:"varint,5,opt,name=can_read,json=canRead,proto3" json:"can_read,omitempty"`
-	CanWrite      bool `protobuf:"varint,6,opt,name=can_write,json=canWrite,proto3" json:"can_write,omitempty"`
-	CanFlush      bool `protobuf:"varint,7,opt,name=can_flush,json=canFlush,proto3" json:"can_flush,omitempty"`
-	CanUnmap      bool `protobuf:"varint,8,opt,name=can_unmap,json=canUnmap,proto3" json:"can_unmap,omitempty"`
-	CanZero       bool `protobuf:"varint,9,opt,name=can_zero,json=canZero,proto3" json:"can_zero,omitempty"`
-	WriteCache    bool `protobuf:"varint,10,opt,name=write_cache,json=writeCache,proto3" json:"write_cache,omitempty"`
-	Rotational    bool `protobuf:"varint,11,opt,name=rotational,proto3" json:"rotational,omitempty"`
+	CanRead    bool `protobuf:"varint,5,opt,name=can_read,json=canRead,proto3" json:"can_read,omitempty"`
+	CanWrite   bool `protobuf:"varint,6,opt,name=can_write,json=canWrite,proto3" json:"can_write,omitempty"`
+	CanFlush   bool `protobuf:"varint,7,opt,name=can_flush,json=canFlush,proto3" json:"can_flush,omitempty"`
+	CanUnmap   bool `protobuf:"varint,8,opt,name=can_unmap,json=canUnmap,proto3" json:"can_unmap,omitempty"`
+	CanZero    bool `protobuf:"varint,9,opt,name=can_zero,json=canZero,proto3" json:"can_zero,omitempty"`
+	WriteCache bool `protobuf:"varint,10,opt,name=write_cache,json=writeCache,proto3" json:"write_cache,omitempty"`
+	Rotational bool `protobuf:"varint,11,opt,name=rotational,proto3" json:"rotational,omitempty"`
+	// A change that has completed survives the death of the host without a flush: the front need not keep it.
+	WritesSurvive bool `protobuf:"varint,12,opt,name=writes_survive,json=writesSurvive,proto3" json:"writes_survive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -607,6 +619,13 @@ func (x *OpenReply) GetWriteCache() bool {
 func (x *OpenReply) GetRotational() bool {
 	if x != nil {
 		return x.Rotational
+	}
+	return false
+}
+
+func (x *OpenReply) GetWritesSurvive() bool {
+	if x != nil {
+		return x.WritesSurvive
 	}
 	return false
 }
@@ -795,7 +814,7 @@ const file_host_proto_rawDesc = "" +
 	"\tcallbacks\x18\x06 \x03(\tR\tcallbacks\",\n" +
 	"\x12CheckConfigRequest\x12\x16\n" +
 	"\x06config\x18\x01 \x01(\tR\x06config\"\x12\n" +
-	"\x10CheckConfigReply\"\xd4\x01\n" +
+	"\x10CheckConfigReply\"\xef\x01\n" +
 	"\vOpenRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -805,7 +824,8 @@ const file_host_proto_rawDesc = "" +
 	"block_size\x18\x05 \x01(\rR\tblockSize\x12\x19\n" +
 	"\bmax_xfer\x18\x06 \x01(\rR\amaxXfer\x12\x1b\n" +
 	"\tread_only\x18\a \x01(\bR\breadOnly\x12\x16\n" +
-	"\x06reopen\x18\b \x01(\bR\x06reopen\"\xc5\x02\n" +
+	"\x06reopen\x18\b \x01(\bR\x06reopen\x12\x19\n" +
+	"\bretry_ms\x18\t \x01(\rR\aretryMs\"\xec\x02\n" +
 	"\tOpenReply\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x1d\n" +
 	"\n" +
@@ -822,7 +842,8 @@ const file_host_proto_rawDesc = "" +
 	"writeCache\x12\x1e\n" +
 	"\n" +
 	"rotational\x18\v \x01(\bR\n" +
-	"rotational\"&\n" +
+	"rotational\x12%\n" +
+	"\x0ewrites_survive\x18\f \x01(\bR\rwritesSurvive\"&\n" +
 	"\fCloseRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\"\f\n" +
 	"\n" +

@@ -6,6 +6,7 @@
  *
  *	size=BYTES          1 MiB unless given
  *	delay=USEC          each read, write and flush takes so long
+ *	linger=USEC         a flush takes so much longer when its work is done
  *
  * Where its contents are:
  *
@@ -73,6 +74,7 @@ struct rule {
 struct fault {
 	size_t size;
 	unsigned int delay;
+	unsigned int linger;
 	bool is_volatile;
 	char *path; /* of the contents' file, NULL without one */
 	bool lazy;
@@ -134,6 +136,8 @@ static void parse(struct fault *f, const char *config)
 			f->size = strtoull(value, NULL, 0);
 		else if ((value = after(s, "delay=")))
 			f->delay = (unsigned int)strtoul(value, NULL, 0);
+		else if ((value = after(s, "linger=")))
+			f->linger = (unsigned int)strtoul(value, NULL, 0);
 		else if (after(s, "volatile"))
 			f->is_volatile = true;
 		else if ((value = after(s, "once=")))
@@ -401,8 +405,11 @@ static int carry_out(struct call *c, int *ends)
 	sts = have_effect(f, c, ends);
 	if (sts)
 		return sts;
-	if (c->op == OP_FLUSH)
-		return !f->lazy || write_back(f) ? TCMU_STS_OK : TCMU_STS_WR_ERR;
+	if (c->op == OP_FLUSH) {
+		sts = !f->lazy || write_back(f) ? TCMU_STS_OK : TCMU_STS_WR_ERR;
+		usleep(f->linger);
+		return sts;
+	}
 	if (f->data)
 		memory_io(f, c);
 	else if (!file_io(f, c))

@@ -84,6 +84,12 @@ static void hang(struct tcmu_device *dev)
 		pause();
 }
 
+static void be_slow(struct tcmu_device *dev)
+{
+	(void)dev;
+	usleep(200000);
+}
+
 static void loop_endlessly(struct tcmu_device *dev)
 {
 	volatile unsigned long turns = 0;
@@ -336,6 +342,7 @@ static const struct effect {
 	{ "stdout", flood_stdout },
 	{ "stderr", flood_stderr },
 	{ "log", flood_log },
+	{ "slow", be_slow },
 	{ "memory", eat_memory },
 };
 #define EFFECTS (sizeof(effects) / sizeof(effects[0]))

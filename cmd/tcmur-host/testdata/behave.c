@@ -14,7 +14,6 @@
  *   status    a write at 4096+N*512 returns status N (-1 for N = 100)
  *   twice     completes twice (ASYNC)
  *   noflush   flush fails
- *   lost      a write at 4096 reports a lost connection and returns BUSY
  *   flood     logs 20000 messages in a read at 4096
  *   inside    completes inside of the callout (ASYNC)
  *   blind     writesame returns NOT_HANDLED
@@ -235,10 +234,6 @@ static int write_(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct iovec *
 		sts = (int)(off - 4096) / 512;
 	if (sts == 100)
 		sts = -1;
-	if (is(dev, "lost") && off == 4096) {
-		tcmu_notify_conn_lost(dev);
-		sts = TCMU_STS_BUSY;
-	}
 	if (sts == TCMU_STS_OK)
 		tcmu_memcpy_from_iovec(s->mem + off, len, iov, cnt);
 	pthread_mutex_lock(&s->lock);
