@@ -19,8 +19,8 @@ const (
 )
 
 // crashReport picks what concerns the death of a host out of its raw log: the lines of its crash report, without their
-// prefix, what else is no log line (Go's own panics), and the last few lines that the handler printed. The log may begin
-// in the middle of a line. "" when the host has said nothing about its death.
+// prefix, what else is no log line (Go's own panics), and the last few lines that the handler printed. The log may
+// begin in the middle of a line. "" when the host has said nothing about its death.
 func crashReport(log string) string {
 	var report, printed []string
 	crashed := false

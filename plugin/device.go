@@ -128,8 +128,8 @@ func (d *Device) open(ctx context.Context, in *host, reopen bool) error {
 	return nil
 }
 
-// retryTime is how long, in milliseconds, the host tries a request again that the handler is too busy for: less than what
-// makes the handler count as hung.
+// retryTime is how long, in milliseconds, the host tries a request again that the handler is too busy for: less than
+// what makes the handler count as hung.
 func retryTime(timeout time.Duration) uint32 {
 	most := maxRetryTime
 	if timeout > 0 {
@@ -179,8 +179,8 @@ func (d *Device) tryFirstOpen(ctx context.Context) error {
 	return nil
 }
 
-// comeBack reopens the device in a host and replays its retained changes. On error it is not open there, unless the host
-// has died (shared.ErrPeerGone, or the host is not alive).
+// comeBack reopens the device in a host and replays its retained changes. On error it is not open there, unless the
+// host has died (shared.ErrPeerGone, or the host is not alive).
 func (d *Device) comeBack(ctx context.Context, in *host) error {
 	if err := d.open(ctx, in, true); err != nil {
 		return err
@@ -298,9 +298,9 @@ func (d *Device) close(ctx context.Context) (err error) {
 	}
 }
 
-// closeIn closes the device in a host, which flushes it first; nothing is retained then any more. A handler that does not
-// return from that within the context, or the device's timeout, has its process killed. Otherwise an error is that of
-// the flush, and the device is closed.
+// closeIn closes the device in a host, which flushes it first; nothing is retained then any more. A handler that does
+// not return from that within the context, or the device's timeout, has its process killed. Otherwise an error is that
+// of the flush, and the device is closed.
 func (d *Device) closeIn(ctx context.Context, in *host) error {
 	if d.opts.Timeout > 0 {
 		var cancel context.CancelFunc
@@ -332,8 +332,8 @@ func (d *Device) lost(reason error) error {
 	return control.Failf(syscall.EIO, "%d bytes of unflushed writes may be lost: %v", held, reason)
 }
 
-// Failure is why all requests of the device fail and it should be removed, nil while it works. A device of a handler that
-// has failed has failed too.
+// Failure is why all requests of the device fail and it should be removed, nil while it works. A device of a handler
+// that has failed has failed too.
 func (d *Device) Failure() error {
 	if err := d.failure(); err != nil {
 		return err

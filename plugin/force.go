@@ -13,8 +13,8 @@ import (
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 )
 
-// This file takes devices and handlers away from their users and from a handler that does not cooperate. The handler gets
-// a moment to do it properly; then its process is killed. Nothing here waits for a handler.
+// This file takes devices and handlers away from their users and from a handler that does not cooperate. The handler
+// gets a moment to do it properly; then its process is killed. Nothing here waits for a handler.
 
 // forceTimeout is how long a forced removal gives the handler to end the device's requests and close it.
 const forceTimeout = time.Second
@@ -23,8 +23,8 @@ const forceTimeout = time.Second
 var errForced = errors.New("it was removed by force")
 
 // ForceRemoveDevice removes a device within two seconds. Its requests in progress fail with EIO if they do not end by
-// themselves within one; the handler's process is killed then, which the handler's other devices survive. ENODEV: no such
-// device. EIO: it is removed, but writes since its last flush may be lost.
+// themselves within one; the handler's process is killed then, which the handler's other devices survive. ENODEV: no
+// such device. EIO: it is removed, but writes since its last flush may be lost.
 func (l *Library) ForceRemoveDevice(minor int) error {
 	l.mu.Lock()
 	d, err := l.lookup(minor)

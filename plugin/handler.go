@@ -167,8 +167,8 @@ func (h *handler) loadInto(ctx context.Context, to *host, path string) (*hostpb.
 	return reply, nil
 }
 
-// stop ends the handler's service and its host, which is killed if that takes longer than the context. It has no devices
-// any more.
+// stop ends the handler's service and its host, which is killed if that takes longer than the context. It has no
+// devices any more.
 func (h *handler) stop(ctx context.Context) {
 	h.endLife()
 	if next := h.successor.Load(); next != nil {

@@ -183,7 +183,8 @@ func checkSubtype(subtype string) error {
 	return nil
 }
 
-// UnloadHandler is tcmur_handler_unload: it ends the handler's host process, which is killed when the context ends first.
+// UnloadHandler is tcmur_handler_unload: it ends the handler's host process, which is killed when the context ends
+// first.
 // ENOENT: not loaded. EBUSY: the handler has devices, or is being loaded.
 func (l *Library) UnloadHandler(ctx context.Context, subtype string) error {
 	l.mu.Lock()
@@ -406,8 +407,8 @@ func (l *Library) RemoveDevice(ctx context.Context, minor int) error {
 }
 
 // Shutdown ends everything: it removes all devices at the same time, then unloads all handlers. What a handler has not
-// finished when the context ends is killed with its process. Afterwards no process is left, whatever the result; an error
-// says that a device could not be closed properly, so that data may be lost.
+// finished when the context ends is killed with its process. Afterwards no process is left, whatever the result; an
+// error says that a device could not be closed properly, so that data may be lost.
 func (l *Library) Shutdown(ctx context.Context) error {
 	all := l.Devices()
 	failures := make([]error, len(all))

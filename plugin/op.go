@@ -107,8 +107,8 @@ func (o *op) end(err error) {
 	}
 }
 
-// move gives the op a request of a channel, with the same payload. ErrPeerGone: that one's host has died too, and the op
-// is unchanged.
+// move gives the op a request of a channel, with the same payload. ErrPeerGone: that one's host has died too, and the
+// op is unchanged.
 func (o *op) move(c *shared.Channel) error {
 	old := o.req
 	if c.Owns(old) {

@@ -165,7 +165,8 @@ func (h *handler) noteProgress() {
 	}
 }
 
-// supervise replaces each host of the handler that dies, and any host on request, until stop or until that is of no use.
+// supervise replaces each host of the handler that dies, and any host on request, until stop or until that is of no
+// use.
 func (h *handler) supervise() {
 	defer close(h.supervised)
 	defer h.bury()

@@ -14,10 +14,10 @@ import (
 // This file replaces a handler's shared object while its devices are in use. The supervisor does it, so that a death of
 // either process meanwhile finds it at work and not beside it.
 //
-// (1) A new host loads the new file; the old one serves all the while. (2) New requests wait, those in flight end. (3) The
-// old host flushes and closes the devices. (4) The new one reopens them. (5) What could not be flushed is sent again,
-// then what has waited. When (4) fails, the old host, which is still there, reopens them instead. When the old host dies
-// on the way, the new one takes over as after any death.
+// (1) A new host loads the new file; the old one serves all the while. (2) New requests wait, those in flight end. (3)
+// The old host flushes and closes the devices. (4) The new one reopens them. (5) What could not be flushed is sent
+// again, then what has waited. When (4) fails, the old host, which is still there, reopens them instead. When the old
+// host dies on the way, the new one takes over as after any death.
 
 const (
 	// drainTimeout is how long requests in flight may take to end before a reload is given up.
@@ -40,9 +40,9 @@ type reloadCall struct {
 // ReloadHandler replaces a loaded handler by what is now in its file, with open devices and I/O running: their requests
 // wait meanwhile, and none fails for it. On error the old one goes on.
 //
-// ENOENT: not loaded, or there is no file any more. EBUSY: it is being loaded or unloaded. EIO: it has failed; remove its
-// devices, unload it and load it. ETIMEDOUT: its requests, devices that are being added or removed, or the context ended
-// it. Otherwise the errors are those of LoadHandler for the new file, and those of its open for the devices.
+// ENOENT: not loaded, or there is no file any more. EBUSY: it is being loaded or unloaded. EIO: it has failed; remove
+// its devices, unload it and load it. ETIMEDOUT: its requests, devices that are being added or removed, or the context
+// ended it. Otherwise the errors are those of LoadHandler for the new file, and those of its open for the devices.
 func (l *Library) ReloadHandler(ctx context.Context, subtype string) error {
 	l.mu.Lock()
 	h, err := l.findLoaded(subtype)

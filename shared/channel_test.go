@@ -312,8 +312,8 @@ func TestCloseFreesEverything(t *testing.T) {
 	}
 }
 
-// TestKeep parts payloads from their requests: they survive the channel's end, half of the memory is left for others, and
-// everything is freed with the last of them.
+// TestKeep parts payloads from their requests: they survive the channel's end, half of the memory is left for others,
+// and everything is freed with the last of them.
 func TestKeep(t *testing.T) {
 	t.Parallel()
 	c := newChannel(t, Options{Memory: 4 * MaxPayload})
@@ -416,9 +416,9 @@ func FuzzCompletions(f *testing.F) {
 	})
 }
 
-// FuzzHostileHost lets a host write what it likes wherever it may while requests come and go, as a program: each step of
-// four bytes says what is written, and where. Whatever it is, every request ends exactly once, the front neither crashes
-// nor waits for ever, and the next channel does not know of it.
+// FuzzHostileHost lets a host write what it likes wherever it may while requests come and go, as a program: each step
+// of four bytes says what is written, and where. Whatever it is, every request ends exactly once, the front neither
+// crashes nor waits for ever, and nothing stays handed out.
 func FuzzHostileHost(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 9, 9, 9})
 	f.Add([]byte{2, 0, 1, 0, 2, 0, 2, 0, 2, 1, 255, 255, 3, 64, 0, 255, 3, 128, 0, 255})

@@ -2,9 +2,9 @@
 
 package shared
 
-// Suspend stops the channel's service for a while, without the host's knowing: Get and TryGet hand out nothing, as after
-// Abandon, and requests that are submitted from now on end with ErrPeerGone, unless GetPrivileged made them. Those in
-// flight are not touched; Pending tells when there are none any more.
+// Suspend stops the channel's service for a while, without the host's knowing: Get and TryGet hand out nothing, as
+// after Abandon, and requests that are submitted from now on end with ErrPeerGone, unless GetPrivileged made them.
+// Those in flight are not touched; Pending tells when there are none any more.
 func (c *Channel) Suspend() {
 	c.memMu.Lock()
 	c.suspended = true

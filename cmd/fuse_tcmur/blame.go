@@ -11,8 +11,8 @@ import (
 	"github.com/fuse-tcmur/fuse_tcmur/plugin"
 )
 
-// blame tells of the latest deaths of handler processes, oldest first: all, or those at which a request of a minor was in
-// flight.
+// blame tells of the latest deaths of handler processes, oldest first: all, or those at which a request of a minor was
+// in flight.
 func (f *front) blame(minor int) string {
 	deaths := f.lib.Deaths(minor)
 	switch {

@@ -138,8 +138,8 @@ func TestE2EHostDeath(t *testing.T) {
 	b.run("e2fsck", "-fn", f.path("ram002"))
 }
 
-// TestE2EPoison has a request that its handler dies of each time. It fails, alone, with EIO and an entry in the log that
-// names it; whoever else is on the device, or on others, goes on.
+// TestE2EPoison has a request that its handler dies of each time. It fails, alone, with EIO and an entry in the log
+// that names it; whoever else is on the device, or on others, goes on.
 func TestE2EPoison(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, 90*time.Second, "fault")

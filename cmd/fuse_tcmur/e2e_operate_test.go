@@ -80,8 +80,8 @@ func (f *front) within(limit time.Duration, what string, do func()) {
 }
 
 // TestE2EReload replaces a handler again and again while its devices are written to, by versions that work and by some
-// that do not. Nobody has an error, and no write is lost, not even of the device whose handler keeps what is not flushed
-// in its own memory.
+// that do not. Nobody has an error, and no write is lost, not even of the device whose handler keeps what is not
+// flushed in its own memory.
 func TestE2EReload(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, 120*time.Second)
@@ -90,7 +90,7 @@ func TestE2EReload(t *testing.T) {
 	f := b.start()
 	f.load("fault")
 	dir := b.TempDir()
-	f.must(fmt.Sprintf("add 0 /fault/size=0x200000,store=%[1]s/store\nadd 1 /fault/size=0x200000,lazy=%[1]s/lazy\n"+
+	f.must(fmt.Sprintf("add 0 /fault/size=0x201000,store=%[1]s/store\nadd 1 /fault/size=0x200000,lazy=%[1]s/lazy\n"+
 		"add 2 /fault/size=0x200000,delay=3000,lazy=%[1]s/slow", dir))
 	c := f.startClients()
 	for device, flags := range []int{os.O_RDWR, os.O_RDWR | unix.O_DIRECT, os.O_RDWR} {
@@ -105,6 +105,9 @@ func TestE2EReload(t *testing.T) {
 		if out := f.must("reload fault"); !strings.Contains(out, name) {
 			t.Errorf("reload does not tell %s: %q", name, out)
 		}
+		f.within(2*time.Second, "a write after the reload", func() {
+			f.writeAndCheck("fault000", 0x200000, 4096, byte(i)) // beyond what the clients write to
+		})
 		v.spoil()
 		f.refused("reload fault", syscall.ENOENT, "handler_fault.so")
 		v.install("unwilling", "-DVARIANT_REFUSES")
@@ -165,7 +168,7 @@ func (b *bed) hosts() []int {
 	return pids
 }
 
-// stuckRead starts a read that the handler does not return from.
+// stuckRead starts a read that the handler does not return from. It may not have reached the handler yet.
 func (f *front) stuckRead(device string) (*os.File, <-chan error) {
 	f.Helper()
 	file := f.open(device, os.O_RDONLY|unix.O_DIRECT)
@@ -174,13 +177,11 @@ func (f *front) stuckRead(device string) (*os.File, <-chan error) {
 		_, err := file.ReadAt(make([]byte, 4096), 0)
 		read <- err
 	}()
-	// It is in the handler once another one, on another descriptor, does not come back either; the device is open twice
-	// to the kernel long before.
 	return file, read
 }
 
-// TestE2EForce takes devices away from a handler that hangs and from users who have them open, mounted among them: within
-// two seconds, without harm to others.
+// TestE2EForce takes devices away from a handler that hangs and from users who have them open, mounted among them:
+// within two seconds, without harm to others.
 func TestE2EForce(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, 120*time.Second, "fault")

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestE2EBlastRadius has handlers fail in every way, while eight devices of two other handlers are written to and checked.
-// Nothing happens to these, and whoever uses the faulty device has no error either.
+// TestE2EBlastRadius has handlers fail in every way, while eight devices of two other handlers are written to and
+// checked. Nothing happens to these, and whoever uses the faulty device has no error either.
 func TestE2EBlastRadius(t *testing.T) {
 	b := newBed(t, 120*time.Second, "fault", "faultasync")
 	f := b.start()
@@ -61,7 +61,8 @@ func TestE2EBlastRadius(t *testing.T) {
 		{"fault", "read=scribble", hangs},
 	} {
 		name := fmt.Sprintf("%s%03d", tt.subtype, minor)
-		f.must(fmt.Sprintf("add %d timeout=1 /%s/%s,once=%s/once%[1]d,store=%[4]s/store%[1]d", minor, tt.subtype, tt.words, dir))
+		f.must(fmt.Sprintf("add %d timeout=1 /%s/%s,once=%s/once%[1]d,store=%[4]s/store%[1]d",
+			minor, tt.subtype, tt.words, dir))
 		before := len(f.log.String())
 		began := time.Now()
 		file := f.open(name, os.O_RDWR|syscall.O_DIRECT)

@@ -9,8 +9,8 @@ import (
 
 // What --force does: users lose what they have open, and handlers the time to finish.
 
-// forceRemove takes a device away whoever has it open: their requests fail with EIO or ENODEV from now on. Errors: those
-// of plugin.Library.ForceRemoveDevice.
+// forceRemove takes a device away whoever has it open: their requests fail with EIO or ENODEV from now on. Errors:
+// those of plugin.Library.ForceRemoveDevice.
 func (f *front) forceRemove(minor int) error {
 	if node := f.node(minor); node != nil {
 		if err := f.detach(node); err != nil {

@@ -133,8 +133,8 @@ func badSize(text string) error {
 // maxTimeout is the longest timeout that can be asked for.
 const maxTimeout = 24 * time.Hour
 
-// parseTimeout reads a time in seconds, such as 30 or 1.5, or with one of the units that time.ParseDuration knows (500ms,
-// 2m). 0 is possible, what is negative or longer than a day is not.
+// parseTimeout reads a time in seconds, such as 30 or 1.5, or with one of the units that time.ParseDuration knows
+// (500ms, 2m). 0 is possible, what is negative or longer than a day is not.
 func parseTimeout(text string) (time.Duration, error) {
 	timeout, err := time.ParseDuration(text)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/fuse-tcmur/fuse_tcmur/plugin"
 )
 
-// reload replaces a handler by what is now in its file. Errors: those of plugin.Library.ReloadHandler; the old one goes on
-// then.
+// reload replaces a handler by what is now in its file. Errors: those of plugin.Library.ReloadHandler; the old one goes
+// on then.
 func (f *front) reload(ctx context.Context, out io.Writer, subtype string) error {
 	if err := f.lib.ReloadHandler(ctx, subtype); err != nil {
 		return err

@@ -397,7 +397,8 @@ static void call_reopen(void *arg)
 	call->error = 0;
 	if (atomic_load(&dev->block_size) == block_size && device_size(dev) >= size)
 		return;
-	snprintf(call->open.errors, NATIVE_WHY_SIZE, "it now has %llu bytes in blocks of %u, and had %llu in blocks of %u",
+	snprintf(call->open.errors, NATIVE_WHY_SIZE,
+		 "it now has %llu bytes in blocks of %u, and had %llu in blocks of %u",
 		 (unsigned long long)device_size(dev), atomic_load(&dev->block_size), (unsigned long long)size,
 		 block_size);
 	call_close(dev);
@@ -408,9 +409,8 @@ static void call_reopen(void *arg)
 
 int device_reopen(struct tcmu_device *dev, uint32_t opens, bool quietly, char *errors)
 {
-	struct reopen_call call = {
-		.open = { .dev = dev, .reopen = true, .probing = quietly, .errors = errors }, .opens = opens
-	};
+	struct reopen_call call = { .open = { .dev = dev, .reopen = true, .probing = quietly, .errors = errors },
+				    .opens = opens };
 	struct request *head = NULL, **tail = &head;
 
 	errors[0] = 0;

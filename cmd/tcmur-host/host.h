@@ -87,14 +87,14 @@ struct request {
 	int *result;          /* of the host's own requests: gets the errno, instead of the front */
 	uint32_t tag;
 	uint32_t gen;
-	uint32_t op; /* enum tcmur_op */
+	uint32_t op;            /* enum tcmur_op */
 	enum request_then then; /* valid from CLAIMED on */
 	bool resent;            /* a callout of it timed out, and it was sent again for that */
 	uint8_t *payload;
 	uint64_t offset; /* bytes, as submitted */
 	uint64_t length;
-	uint64_t done; /* bytes of length that earlier callouts have served */
-	uint64_t step; /* bytes that the callout under way serves */
+	uint64_t done;        /* bytes of length that earlier callouts have served */
+	uint64_t step;        /* bytes that the callout under way serves */
 	uint64_t retry_until; /* clock_ns() at which refusals are not put up with any longer; 0: never refused yet */
 	uint64_t pause_ns;    /* before the next try */
 	uint64_t due;         /* retry.c: clock_ns() at which the pause is over */

@@ -21,8 +21,8 @@ const (
 	maxSize      = 1<<63 - 1 // off_t
 )
 
-// defaultRetry is how long a handler's "busy" is put up with where the front does not say: less than the time after which
-// the front takes the handler for hung.
+// defaultRetry is how long a handler's "busy" is put up with where the front does not say: less than the time after
+// which the front takes the handler for hung.
 const defaultRetry = 20 * time.Second
 
 // open opens a device as handlers expect it: all attributes set first, the size found out where the handler insists on

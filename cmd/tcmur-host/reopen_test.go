@@ -77,8 +77,8 @@ func TestBusy(t *testing.T) {
 	})
 }
 
-// TestLost has the back end go away in each of the ways that a handler can tell, with two attempts of reopening refused,
-// under requests. All of them succeed in the end, and the other device's do meanwhile.
+// TestLost has the back end go away in each of the ways that a handler can tell, with two attempts of reopening
+// refused, under requests. All of them succeed in the end, and the other device's do meanwhile.
 func TestLost(t *testing.T) {
 	for name, c := range map[string]struct {
 		words string

@@ -12,8 +12,7 @@ static void note(struct tcmu_device *dev, _Atomic uint32_t *count, const char *w
 	uint32_t n = atomic_fetch_add(count, 1) + 1;
 
 	if (n <= 3 || n % 1000 == 0)
-		log_host(LOG_WARNING, dev, "handler reports: %s (%u so far); the device will be opened again", what,
-			 n);
+		log_host(LOG_WARNING, dev, "handler reports: %s (%u so far); the device will be opened again", what, n);
 	device_lost(dev);
 }
 

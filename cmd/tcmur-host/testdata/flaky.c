@@ -25,7 +25,12 @@
 
 #define SIZE (1u << 20)
 
-enum event { NOTHING, CONN_LOST, LOCK_LOST, TIMED_OUT };
+enum event {
+	NOTHING,
+	CONN_LOST,
+	LOCK_LOST,
+	TIMED_OUT
+};
 
 struct job {
 	struct job *next;
