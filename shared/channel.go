@@ -380,7 +380,7 @@ func (r *Request) Push() {
 		c.arm()
 	}
 	c.sqMu.Lock()
-	if c.gone {
+	if c.gone || c.refusing && !r.privileged {
 		c.sqMu.Unlock()
 		r.Sent = false
 		r.finish(ErrPeerGone)

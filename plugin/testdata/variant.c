@@ -7,6 +7,10 @@
 #include "fault.c"
 #undef handler_init
 
+#ifndef VARIANT_NAME
+#define VARIANT_NAME "Fault injection, as it was"
+#endif
+
 #if defined(VARIANT_REFUSES) || defined(VARIANT_CRASHES)
 static int spoilt_open(struct tcmu_device *dev, bool reopen)
 {
