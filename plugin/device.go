@@ -198,7 +198,8 @@ func (d *Device) compare(r *hostpb.OpenReply) error {
 		d.retains.Store(true) // and never back to false: the host before may have to go on
 	}
 	if int64(r.GetSize()) != d.Size() || int64(r.GetAlignment()) > d.alignment {
-		return control.Failf(syscall.EIO, "it had %d bytes, and has %d after its handler was restarted", d.Size(), r.GetSize())
+		return control.Failf(syscall.EIO, "it had %d bytes, and has %d after its handler was restarted",
+			d.Size(), r.GetSize())
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ func (l *Library) forceRemove(d *Device, patience time.Duration) error {
 	}
 	d.ready = false
 	l.mu.Unlock()
-	err := error(errBusy)
+	err := errBusy
 	if patience > 0 {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		err = d.close(ctx)

@@ -39,9 +39,6 @@ func (g *gate) leave() {
 	}
 }
 
-// busy reports whether anybody is in.
-func (g *gate) busy() bool { return g.state.Load()&^closedBit != 0 }
-
 // open undoes shut.
 func (g *gate) open() { g.state.And(^int64(closedBit)) }
 

@@ -195,7 +195,9 @@ func (d *Device) requestError(op shared.Op, n int, off int64, err error, sts Sta
 		what = d.name + ": flush"
 	}
 	errno := syscall.EIO
-	if errors.As(err, &errno) && sts != StatusOK && error(errno) == err {
+	errors.As(err, &errno)
+	// What the supervisor says tells more than a status.
+	if failure := (*control.Failure)(nil); sts != StatusOK && !errors.As(err, &failure) {
 		return &statusError{errno, sts, fmt.Sprintf("%s: %v (handler status %s)", what, errno, sts)}
 	}
 	return &statusError{errno, StatusHWError, fmt.Sprintf("%s: %v", what, err)}

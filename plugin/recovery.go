@@ -443,13 +443,6 @@ func (h *handler) abort() {
 	h.endParked()
 }
 
-// recovering reports whether there is no host in service.
-func (h *handler) recovering() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.state == HandlerRecovering
-}
-
 // judge looks at a host's death: which requests were in flight, what it says against them, and whether one is poison.
 func (h *handler) judge(dead *host) {
 	if dead.judged {

@@ -82,7 +82,8 @@ func (h *handler) hold(ctx context.Context, try func() bool) error {
 	for !try() {
 		select {
 		case <-ctx.Done():
-			return control.Failf(syscall.ETIMEDOUT, "handler %s is busy: a device is being added or removed, or it is being reloaded",
+			return control.Failf(syscall.ETIMEDOUT,
+				"handler %s is busy: a device is being added or removed, or it is being reloaded",
 				h.subtype)
 		case <-time.After(5 * drainPoll):
 		}
@@ -153,7 +154,8 @@ func (h *handler) handOver(ctx context.Context, old, next *host) error {
 	}
 	for _, d := range devices {
 		if h.bringBack(d, old) != nil {
-			break // it has died; the supervisor takes it from there
+			old.kill() // if it is not dead: what is retained did not all reach it; a recovery does it right
+			break
 		}
 	}
 	return err

@@ -52,7 +52,8 @@ func TestArgumentsThatDoNotFit(t *testing.T) {
 	r := newRig(t)
 	for _, line := range []string{
 		"reload", "reload a b", "unload --force", "unload --force a b", "remove --force", "remove --force 1 2",
-		"remove 1 --force", "exit --force now", "blame x", "blame 1 2", "load", "load a b", "unload", "unload a b", "remove", "remove 1 2", "remove x", "dump x", "exit now",
+		"remove 1 --force", "exit --force now", "blame x", "blame 1 2", "load", "load a b", "unload", "unload a b", "remove",
+		"remove 1 2", "remove x", "dump x", "exit now",
 		"source", "help nothing", "add", "bogus",
 	} {
 		_, err := r.run(t, line)

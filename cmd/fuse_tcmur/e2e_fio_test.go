@@ -14,7 +14,8 @@ import (
 func (f *front) fio(device string, args ...string) string {
 	f.Helper()
 	all := []string{
-		"--name=e2e", "--filename=" + f.path(device), "--allow_file_create=0", "--group_reporting", "--eta=never", "--verify_state_save=0",
+		"--name=e2e", "--filename=" + f.path(device), "--allow_file_create=0", "--group_reporting", "--eta=never",
+		"--verify_state_save=0",
 	}
 	out, err := f.try("fio", append(all, args...)...)
 	if err != nil {

@@ -354,12 +354,13 @@ func TestE2EAddOptions(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, 60*time.Second, "fault")
 	f := b.start("--death-budget", "2")
-	pid := f.load("fault")
+	f.load("fault")
 	f.must("add 0 timeout=1 /fault/volatile,read@1=hang\nadd 1 recovery=fail /fault/volatile,write=hang\n" +
 		"add 2 retain=64K /fault/size=0x200000,lazy=" + b.TempDir() + "/lazy")
 	began := time.Now()
 	// At the first call only: the device that is opened again counts anew, so that this one hangs, too, each time.
-	if _, err := f.open("fault000", os.O_RDONLY|unix.O_DIRECT).ReadAt(make([]byte, 4096), 0); !errors.Is(err, syscall.EIO) {
+	direct := f.open("fault000", os.O_RDONLY|unix.O_DIRECT)
+	if _, err := direct.ReadAt(make([]byte, 4096), 0); !errors.Is(err, syscall.EIO) {
 		t.Errorf("a read that hangs each time: %v", err)
 	}
 	if took := time.Since(began); took < 3*time.Second || took > 15*time.Second {
@@ -379,7 +380,7 @@ func TestE2EAddOptions(t *testing.T) {
 		t.Errorf("a write that hangs has ended: %v", err)
 	case <-time.After(200 * time.Millisecond): // there is nothing to wait for
 	}
-	for _, pid = range b.hosts() {
+	for _, pid := range b.hosts() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	if err := <-written; !errors.Is(err, syscall.EIO) {
