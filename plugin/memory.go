@@ -19,8 +19,8 @@ import (
 // until the device is gone, so that the next host's handler gets the same one. What is in it, and how large it is, is
 // the handler's affair: the front never maps it, reads it or asks about it.
 //
-// Each host has a socket for that. It asks (memoryRequest), the front answers (memoryReply, with the descriptor
-// attached); docs/PROTOCOL.md has the messages. A host gets at the memory of its own devices only.
+// Each host has a socket for that. It asks, the front answers with the descriptor attached; docs/PROTOCOL.md has the
+// messages. A host gets at the memory of its own devices only.
 
 const (
 	// maxRegions is how many memfds a device can have.

@@ -37,7 +37,7 @@ func (f *front) states() string {
 		return ""
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "\n%-16s %-10s %8s %8s\n", "HANDLER", "STATE", "PROCESS", "RESTARTS")
+	fmt.Fprintf(&text, "%-16s %-10s %8s %8s\n", "HANDLER", "STATE", "PROCESS", "RESTARTS")
 	for _, handler := range handlers {
 		fmt.Fprintf(&text, "%-16s %-10s %8d %8d\n", handler.Subtype, handler.State, handler.PID, handler.Restarts)
 	}

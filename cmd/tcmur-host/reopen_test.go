@@ -66,7 +66,7 @@ func TestBusy(t *testing.T) {
 				}
 			}
 			c := f.wait(stuck)
-			if d := time.Since(start); c.sts != int32(sts) || c.err != int32(giveUp) || d < limit || d > 10*limit {
+			if d := time.Since(start); c.sts != int32(sts) || c.err != int32(giveUp) || d < limit {
 				t.Errorf("status %d, for ever: %+v after %v", sts, c, d)
 			}
 			f.awaitLog("given up")
@@ -92,6 +92,7 @@ func TestLost(t *testing.T) {
 			t.Parallel()
 			bothKinds(t, func(t *testing.T, async bool) {
 				f := openFlaky(t, async, c.words, 0)
+				start := time.Now()
 				var tags []uint32
 				const n, first = 64, 64 << 10 // beyond the special offsets
 				for i := uint64(0); i < n; i++ {
@@ -102,25 +103,22 @@ func TestLost(t *testing.T) {
 					}
 					tags = append(tags, f.push(sqe{op: opWrite, offset: offset, length: 4096, payload: i * 4096}))
 				}
-				start := time.Now()
-				for time.Since(start) < 1500*time.Millisecond {
-					before := time.Now()
+				for range 100 {
 					if err := f.do(sqe{op: opRead, device: 1, length: 512}); err != nil {
 						t.Fatal(err)
 					}
-					if d := time.Since(before); d > time.Second {
-						t.Errorf("the other device had to wait %v", d)
-					}
 				}
-				if _, done := f.early[tags[n/2]]; done {
+				if _, done := f.early[tags[n/2]]; done && time.Since(start) < 2*time.Second {
 					t.Error("the request that lost the back end ended before the reopen")
+				} else if done {
+					t.Error("the other device had to wait for the reopen")
 				}
 				for i, tag := range tags {
 					if got := f.wait(tag); got.err != 0 {
 						t.Errorf("write %d: %+v", i, got)
 					}
 				}
-				if d := time.Since(start); d < 1900*time.Millisecond { // it began a little before start
+				if d := time.Since(start); d < 2*time.Second {
 					t.Errorf("three attempts to reopen took %v", d)
 				}
 				f.awaitLog("storage is still away")

@@ -228,8 +228,8 @@ void worker_dismiss(unsigned int callouts)
 
 /*
  * Follow-ups: requests whose next callout may not be made where the previous one ended (a thread of the handler's, with
- * the handler's locks held), or comes later, and those of the host itself. They are rare. The threads that serve them cannot wait on
- * the bell, which only the front can change, and so are a pool of their own, grown like the other one.
+ * the handler's locks held), or comes later, and those of the host itself. They are rare. The threads that serve them
+ * cannot wait on the bell, which only the front can change, and so are a pool of their own, grown like the other one.
  */
 static pthread_mutex_t follow_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t follow_more = PTHREAD_COND_INITIALIZER;

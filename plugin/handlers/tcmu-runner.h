@@ -3,8 +3,8 @@
  * The binary interface between a tcmu-runner storage handler (handler_*.so) and the program that loads it: tcmur-host
  * here, tcmu-runner 1.5.4 and later elsewhere. A handler compiled with this header loads in both.
  *
- * What tcmur-host offers beyond tcmu-runner is declared weak, at the end of this file: such a function's address is NULL
- * where it is missing.
+ * What tcmur-host offers beyond tcmu-runner is declared weak, at the end of this file: such a function's address is
+ * NULL where it is missing.
  *
  * A handler is a shared object without any library to link against. It exports handler_init(), which passes a struct
  * tcmur_handler to tcmur_register_handler(). The program that loads it provides every function declared below.

@@ -2,15 +2,15 @@
 /*
  * A handler whose storage fails for a while, over memory that survives a reopen; for tests.
  *
- * Compile with -DASYNC for an asynchronous one (subtype "async" instead of "sync"): its completions and events come from
- * a thread that holds a lock which open and close need too. NAME=N in the configuration string:
+ * Compile with -DASYNC for an asynchronous one (subtype "async" instead of "sync"): its completions and events come
+ * from a thread that holds a lock which open and close need too. NAME=N in the configuration string:
  *   busy    so many writes at 4096 return status sts
  *   sts     which one; 3 (BUSY) if it is not given
  *   lost    so many writes at 4096 report a lost connection and return BUSY
  *   slow    so many writes at 4096 report a time-out and return TIMEOUT
  *   refuse  so many opens with reopen set fail
- * Always: a write at 8192 makes storage shut the device out until it is opened again: all requests report a lost lock and
- * return BUSY. A request at 16384 has the connection lost later, when nothing is going on.
+ * Always: a write at 8192 makes storage shut the device out until it is opened again: all requests report a lost lock
+ * and return BUSY. A request at 16384 has the connection lost later, when nothing is going on.
  * It aborts when it is closed with requests inside, or without being open, or used without being open.
  */
 #define _GNU_SOURCE
