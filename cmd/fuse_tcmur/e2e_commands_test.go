@@ -155,9 +155,9 @@ func dumpOf(f *front) string {
 	return string(text)
 }
 
-// namesIn is the last column of a dump: which nodes there are.
+// namesIn is the last column of the tree in a dump: which nodes there are. After a blank line come the handlers.
 func namesIn(dump string) []string {
-	tree, _, _ := strings.Cut(dump, "last failure:")
+	tree, _, _ := strings.Cut(dump, "\n\n")
 	var names []string
 	for line := range strings.Lines(tree) {
 		fields := strings.Fields(line)
