@@ -155,9 +155,10 @@ func dumpOf(f *front) string {
 	return string(text)
 }
 
-// namesIn is the last column of the tree in a dump: which nodes there are. After a blank line come the handlers.
+// namesIn is the last column of the tree in a dump: which nodes there are. What follows it is cut off.
 func namesIn(dump string) []string {
-	tree, _, _ := strings.Cut(dump, "\n\n")
+	tree, _, _ := strings.Cut(dump, "\nlast failure:")
+	tree, _, _ = strings.Cut(tree, "\nHANDLER")
 	var names []string
 	for line := range strings.Lines(tree) {
 		fields := strings.Fields(line)
