@@ -646,8 +646,8 @@ func (c *Channel) InFlight() int {
 	return c.out
 }
 
-// Close abandons the channel, ends its completion thread, and frees the memory. Requests that are not yet released keep
-// their address space; unless there are Pieces, what their payloads held is gone. May be called more than once.
+// Close abandons the channel, ends its completion thread, and frees the memory once the last request and the last Piece
+// are released: a payload may be needed for as long. May be called more than once.
 func (c *Channel) Close() {
 	c.Abandon()
 	if c.stopping.Swap(true) {
@@ -667,10 +667,6 @@ func (c *Channel) Close() {
 	c.memMu.Lock()
 	c.closing = true
 	last := c.unused()
-	if !last && c.kept == 0 {
-		c.submit.forget()
-		c.complete.forget()
-	}
 	c.memMu.Unlock()
 	if last {
 		c.free()

@@ -63,16 +63,6 @@ func (s *segment) closeFile() {
 	}
 }
 
-// forget replaces the mapping by private memory that reads as zeroes, so that the memfd is no longer held, while slices
-// of the old mapping that somebody still has (and may have the kernel write to) stay valid.
-func (s *segment) forget() {
-	_, err := unix.MmapPtr(-1, 0, unsafe.Pointer(&s.mem[0]), uintptr(len(s.mem)), unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE|unix.MAP_FIXED)
-	if err != nil {
-		panic("shared: replacing a mapping: " + err.Error()) // the kernel has no memory for its own books
-	}
-}
-
 // unmap ends the mapping. Nobody may hold a slice of it any more.
 func (s *segment) unmap() {
 	if s.mem != nil {
