@@ -125,7 +125,9 @@ test-asan: all ## run the tests that use hosts, with a host that has the address
 	@mkdir -p $(asan)/bin
 	CGO_ENABLED=1 CC='$(CC)' $(GO) build -asan -o $(asan)/bin/tcmur-host ./cmd/tcmur-host
 	@cp bin/fuse_tcmur $(asan)/bin
-	GO='$(GO)' TCMUR_BIN='$(CURDIR)/$(asan)/bin' .ci/go-test $(logs)/asan.log -timeout 15m ./plugin
+	@# The paths that requests take. A host that is to crash does so differently with the sanitizer, and takes longer.
+	GO='$(GO)' TCMUR_BIN='$(CURDIR)/$(asan)/bin' .ci/go-test $(logs)/asan.log -timeout 15m \
+		-run '^Test(Commands|ReadWriteAt|Concurrency|Qcow|UnevenAccess|FilePersists|HandlerErrors|DeviceErrors)$$' ./plugin
 
 .PHONY: format-check
 format-check:
