@@ -59,18 +59,17 @@ uint64_t device_size(struct tcmu_device *dev)
  * What is wrong with a request, as an errno; the status for it goes to *sts. Handlers loop for ever, abort or corrupt
  * data when they are given anything that this lets through by mistake.
  */
-static int examine(const struct request *req, int *sts)
+static int examine(struct tcmu_device *dev, const struct submission *sub, const uint8_t *payload, int *sts)
 {
-	struct tcmu_device *dev = req->dev;
-	bool write = req->op != TCMUR_OP_READ;
+	bool write = sub->op != TCMUR_OP_READ;
 	uint64_t size;
 
-	switch (req->op) {
+	switch (sub->op) {
 	case TCMUR_OP_FLUSH:
 		return 0;
 	case TCMUR_OP_READ:
 	case TCMUR_OP_WRITE:
-		if (req->length > TCMUR_MAX_PAYLOAD || !req->payload) {
+		if (sub->length > TCMUR_MAX_PAYLOAD || !payload) {
 			*sts = TCMU_STS_INVALID_CDB;
 			return EINVAL;
 		}
@@ -92,11 +91,11 @@ static int examine(const struct request *req, int *sts)
 		return EROFS;
 	}
 	size = device_size(dev);
-	if (req->length > size || req->offset > size - req->length) {
+	if (sub->length > size || sub->offset > size - sub->length) {
 		*sts = TCMU_STS_RANGE;
 		return write ? ENOSPC : EINVAL;
 	}
-	if (req->offset % dev->alignment || req->length % dev->alignment) {
+	if (sub->offset % dev->alignment || sub->length % dev->alignment) {
 		*sts = TCMU_STS_INVALID_CDB;
 		return EINVAL;
 	}
@@ -171,30 +170,65 @@ void device_lost(struct tcmu_device *dev)
 		reopen_start(dev, opens);
 }
 
-bool device_admit(struct request *req, int *error)
+static uint8_t *payload_of(const struct submission *sub)
 {
-	struct tcmu_device *dev = req->dev;
-	int sts = TCMU_STS_HW_ERR;
-	bool run = false, open = false;
+	switch (sub->op) {
+	case TCMUR_OP_READ:
+		return channel_read_payload(sub->payload, sub->length);
+	case TCMUR_OP_WRITE:
+		return channel_write_payload(sub->payload, sub->length);
+	}
+	return NULL;
+}
 
-	*error = ENODEV;
+/* dev->lock is held. NULL: there is nothing to be done, or it cannot be done; *error and *sts say why. */
+static struct request *accept(struct tcmu_device *dev, const struct submission *sub, int *error, int *sts)
+{
+	uint8_t *payload = payload_of(sub);
+	struct request *req;
+
+	if (dev->state != DEVICE_OPEN)
+		return NULL;
+	*error = examine(dev, sub, payload, sts);
+	if (*error)
+		return NULL;
+	*sts = TCMU_STS_OK;
+	if (!sub->length && sub->op != TCMUR_OP_FLUSH)
+		return NULL;
+	req = request_alloc(&dev->pool);
+	if (!req) {
+		*error = ENOMEM;
+		*sts = TCMU_STS_NO_RESOURCE;
+		return NULL;
+	}
+	req->dev = dev;
+	req->tag = sub->tag;
+	req->gen = sub->gen;
+	req->op = sub->op;
+	req->offset = sub->offset;
+	req->length = sub->length;
+	req->payload = payload;
+	dev->inflight++;
+	return req;
+}
+
+struct request *device_admit(const struct submission *sub)
+{
+	struct tcmu_device *dev = device_lookup(sub->device);
+	int sts = TCMU_STS_HW_ERR, error = ENODEV;
+	struct request *req = NULL;
+	bool run = false;
+
 	if (dev) {
 		pthread_mutex_lock(&dev->lock);
-		open = dev->state == DEVICE_OPEN;
-		if (open) {
-			*error = examine(req, &sts);
-			if (!*error && (req->length || req->op == TCMUR_OP_FLUSH)) {
-				dev->inflight++;
-				run = start_or_queue(dev, req);
-				pthread_mutex_unlock(&dev->lock);
-				return run;
-			}
-		}
+		req = accept(dev, sub, &error, &sts);
+		if (req)
+			run = start_or_queue(dev, req);
 		pthread_mutex_unlock(&dev->lock);
 	}
-	io_fail(req, *error ? sts : TCMU_STS_OK, *error);
-	request_free(req);
-	return false;
+	if (!req)
+		channel_post(sub->tag, sub->gen, sts, error);
+	return run ? req : NULL;
 }
 
 void device_continue(struct request *req)
@@ -210,8 +244,9 @@ void device_continue(struct request *req)
 }
 
 /* dev->lock is held. */
-static void ended(struct tcmu_device *dev)
+static void ended(struct tcmu_device *dev, struct request *req)
 {
+	request_free(&dev->pool, req);
 	if (--dev->inflight == 0)
 		pthread_cond_broadcast(&dev->idle);
 }
@@ -223,12 +258,10 @@ void device_completed(struct request *req)
 	bool run = false, pause = false, due;
 	uint32_t opens;
 
-	if (then == THEN_END)
-		request_free(req);
 	pthread_mutex_lock(&dev->lock);
 	dev->inside--;
 	if (then == THEN_END)
-		ended(dev);
+		ended(dev, req);
 	else if (then == THEN_GO_ON || is_lost(dev))
 		run = start_or_queue(dev, req);
 	else
@@ -254,13 +287,11 @@ void device_run(struct request *req)
 		uint32_t opens;
 		bool due;
 
-		if (result == IO_ENDED)
-			request_free(req);
 		pthread_mutex_lock(&dev->lock);
 		if (result != IO_QUEUED)
 			dev->inside--;
 		if (result == IO_ENDED)
-			ended(dev);
+			ended(dev, req);
 		else if (result == IO_LATER && is_lost(dev))
 			enqueue(dev, req);
 		else if (result == IO_LATER)
@@ -568,13 +599,18 @@ static bool wait_idle(struct tcmu_device *dev, const struct timespec *deadline)
 static bool flush_drained(struct tcmu_device *dev, const struct timespec *deadline, int *flush_error)
 {
 	int *result = calloc(1, sizeof(*result)); /* may outlive this call, when the handler hangs */
-	struct request *req = request_alloc();
+	struct request *req = NULL;
 	bool idle;
 
-	if (!result || !req) {
-		free(result);
+	if (result) {
+		pthread_mutex_lock(&dev->lock);
+		req = request_alloc(&dev->pool);
 		if (req)
-			request_free(req);
+			dev->inflight++;
+		pthread_mutex_unlock(&dev->lock);
+	}
+	if (!req) {
+		free(result);
 		*flush_error = ENOMEM;
 		return true;
 	}
@@ -585,12 +621,7 @@ static bool flush_drained(struct tcmu_device *dev, const struct timespec *deadli
 	req->op = TCMUR_OP_FLUSH;
 	req->offset = 0;
 	req->length = 0;
-	req->done = 0;
 	req->payload = NULL;
-
-	pthread_mutex_lock(&dev->lock);
-	dev->inflight++;
-	pthread_mutex_unlock(&dev->lock);
 	device_continue(req);
 
 	pthread_mutex_lock(&dev->lock);

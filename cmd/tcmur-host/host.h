@@ -58,6 +58,17 @@ struct handler {
 
 extern struct handler host_handler;
 
+/* What the front submits, as it stood in the ring. Nothing of it has been checked. */
+struct submission {
+	uint32_t tag;
+	uint32_t gen;
+	uint32_t op;
+	uint32_t device;
+	uint64_t offset;
+	uint64_t length;
+	uint64_t payload;
+};
+
 /*
  * A request: what the front submitted, and what the handler is given for the callout under way. Objects are recycled
  * but never freed, so that a handler that completes a command twice finds an object whose state tells (request.c).
@@ -89,6 +100,8 @@ struct request {
 	uint32_t gen;
 	uint32_t op;            /* enum tcmur_op */
 	enum request_then then; /* valid from CLAIMED on */
+	int returned;           /* what the callout has returned; valid from RETURNED on */
+	int completed;          /* what the handler has completed it with; valid from COMPLETED on */
 	bool resent;            /* a callout of it timed out, and it was sent again for that */
 	uint8_t *payload;
 	uint64_t offset; /* bytes, as submitted */
@@ -101,8 +114,15 @@ struct request {
 	_Atomic uint32_t state;
 };
 
-struct request *request_alloc(void); /* NULL: out of memory. Never refused, never resent. */
-void request_free(struct request *req);
+struct request_pool {
+	struct request *head;
+	struct request *tail;
+	unsigned int free;
+};
+
+/* As new: nothing done, never refused, never resent, for the front. NULL: out of memory. */
+struct request *request_alloc(struct request_pool *pool);
+void request_free(struct request_pool *pool, struct request *req);
 
 /*
  * A device. One object per index, made at its first open and never freed: threads of a handler may still log or ask for
@@ -170,11 +190,12 @@ struct tcmu_device {
 	bool interrupted;             /* whoever waits on idle is to give up */
 	struct request *waiting_head; /* accepted, until running and lost allow */
 	struct request *waiting_tail;
+	struct request_pool pool;
 };
 
 struct tcmu_device *device_lookup(uint32_t index); /* NULL: never opened */
-/* True: the request has been accepted and the caller has to run it now, with device_run(). */
-bool device_admit(struct request *req, int *error);
+/* The request that the caller has to run now, with device_run(). NULL: it waits for its turn, or was answered. */
+struct request *device_admit(const struct submission *sub);
 /* Serves req and then whatever waits for the device; blocks as long as the handler does. */
 void device_run(struct request *req);
 /* For a request whose callout the handler has completed: acts on req->then. Any thread may call it. */
@@ -192,16 +213,6 @@ void device_lost(struct tcmu_device *dev);
 int device_reopen(struct tcmu_device *dev, uint32_t opens, bool quietly, char *errors);
 
 /* channel.c */
-struct submission {
-	uint32_t tag;
-	uint32_t gen;
-	uint32_t op;
-	uint32_t device;
-	uint64_t offset;
-	uint64_t length;
-	uint64_t payload;
-};
-
 bool channel_pop(struct submission *sub);
 bool channel_pending(void);
 void channel_post(uint32_t tag, uint32_t gen, int sts, int error);
@@ -226,7 +237,6 @@ enum io_result {
 };
 
 enum io_result io_run(struct request *req);
-void io_fail(struct request *req, int sts, int error); /* ends a request that was never run */
 
 /* retry.c */
 bool retry_wanted(struct request *req, int sts); /* the status may be another one later; sets req->pause_ns */

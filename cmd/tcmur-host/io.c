@@ -6,6 +6,10 @@
  * tcmur_cmd_complete(), on any thread and possibly before the callout has returned. request.state orders the two:
  * whoever sets CLAIMED decides the result, and whoever comes second of COMPLETED and RETURNED owns the request from
  * there on.
+ *
+ * A handler that is not asynchronous has no business completing a command unless its callout says that it will. If it
+ * does all the same, the requester is told nothing before the callout has returned, which uses the buffer until then,
+ * and what it returns counts.
  */
 #include <errno.h>
 #include <string.h>
@@ -234,19 +238,24 @@ enum io_result io_run(struct request *req)
 		/* A waiting request is IDLE: a completion that comes for it now is one too many. */
 		atomic_store_explicit(&req->state, 0, memory_order_release);
 		r = issue(req);
+		req->returned = r;
 		if (queued(req, r)) {
 			old = atomic_fetch_or_explicit(&req->state, REQUEST_RETURNED, memory_order_acq_rel);
 			if (!(old & REQUEST_COMPLETED))
 				return IO_QUEUED; /* tcmur_cmd_complete() takes over, or already has */
+			if (!host_handler.async)
+				settle(req, req->completed);
 		} else {
 			old = atomic_fetch_or_explicit(&req->state, REQUEST_CLAIMED, memory_order_acq_rel);
 			if (old & REQUEST_CLAIMED) {
 				log_host(LOG_ERROR, req->dev,
-					 "handler completed a command and also returned %d for it; the first counts",
-					 r);
+					 "handler completed a command and also returned %d for it; the %s counts", r,
+					 host_handler.async ? "first" : "second");
 				old = atomic_fetch_or_explicit(&req->state, REQUEST_RETURNED, memory_order_acq_rel);
 				if (!(old & REQUEST_COMPLETED))
 					return IO_QUEUED;
+				if (!host_handler.async)
+					settle(req, r);
 			} else {
 				settle(req, r);
 			}
@@ -259,11 +268,6 @@ enum io_result io_run(struct request *req)
 		atomic_store_explicit(&req->state, REQUEST_IDLE, memory_order_release);
 		return req->then == THEN_END ? IO_ENDED : IO_LATER;
 	}
-}
-
-void io_fail(struct request *req, int sts, int error)
-{
-	finish(req, sts, error);
 }
 
 void tcmur_cmd_complete(struct tcmu_device *dev, void *cmd, int sts)
@@ -281,10 +285,14 @@ void tcmur_cmd_complete(struct tcmu_device *dev, void *cmd, int sts)
 		log_host(LOG_ERROR, dev, "handler completed a command twice (second status %d); ignored", sts);
 		return;
 	}
-	settle(req, sts);
+	req->completed = sts;
+	if (host_handler.async)
+		settle(req, sts);
 	old = atomic_fetch_or_explicit(&req->state, REQUEST_COMPLETED, memory_order_acq_rel);
 	if (!(old & REQUEST_RETURNED))
 		return; /* the thread in the callout goes on with it */
+	if (!host_handler.async)
+		settle(req, queued(req, req->returned) ? sts : req->returned);
 	atomic_store_explicit(&req->state, REQUEST_IDLE, memory_order_release);
 	device_completed(req);
 }

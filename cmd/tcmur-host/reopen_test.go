@@ -95,13 +95,18 @@ func TestLost(t *testing.T) {
 				start := time.Now()
 				var tags []uint32
 				const n, first = 64, 64 << 10 // beyond the special offsets
+				place := func(i uint64) uint64 {
+					switch i {
+					case 0:
+						return 24576 // still inside when the back end goes
+					case n / 2:
+						return c.at
+					}
+					return first + i*4096
+				}
 				for i := uint64(0); i < n; i++ {
 					copy(f.submit[arenaOffset+i*4096:], pattern(byte(i), 4096))
-					offset := first + i*4096
-					if i == n/2 {
-						offset = c.at
-					}
-					tags = append(tags, f.push(sqe{op: opWrite, offset: offset, length: 4096, payload: i * 4096}))
+					tags = append(tags, f.push(sqe{op: opWrite, offset: place(i), length: 4096, payload: i * 4096}))
 				}
 				for range 100 {
 					if err := f.do(sqe{op: opRead, device: 1, length: 512}); err != nil {
@@ -124,11 +129,7 @@ func TestLost(t *testing.T) {
 				f.awaitLog("storage is still away")
 				f.awaitLog("opened again after 2 failed attempts")
 				for i := uint64(0); i < n; i++ {
-					offset := first + i*4096
-					if i == n/2 {
-						offset = c.at
-					}
-					got, err := f.read(0, offset, 4096)
+					got, err := f.read(0, place(i), 4096)
 					if err != nil || !bytes.Equal(got, pattern(byte(i), 4096)) {
 						t.Fatalf("write %d read back: %v", i, err)
 					}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The pool of request objects.
+ * The pool of request objects, one for each device: its users hold the device's lock anyway.
  *
  * Objects come from calloc and are never given back: a tcmur_cmd pointer that a handler keeps too long always points to
  * a request, whose state says that nothing is expected from it. The pool is first in, first out, so that an object
@@ -12,23 +12,7 @@
 
 #define POOL_CHUNK 64u
 
-static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct request *pool_head; /* guarded by pool_lock, as all below */
-static struct request *pool_tail;
-static unsigned int pool_free;
-
-static void append(struct request *req)
-{
-	req->next = NULL;
-	if (pool_tail)
-		pool_tail->next = req;
-	else
-		pool_head = req;
-	pool_tail = req;
-	pool_free++;
-}
-
-static bool grow(void)
+static bool grow(struct request_pool *pool)
 {
 	struct request *chunk = calloc(POOL_CHUNK, sizeof(*chunk));
 
@@ -36,36 +20,38 @@ static bool grow(void)
 		return false;
 	for (unsigned int i = 0; i < POOL_CHUNK; i++) {
 		atomic_init(&chunk[i].state, REQUEST_IDLE);
-		append(&chunk[i]);
+		request_free(pool, &chunk[i]);
 	}
 	return true;
 }
 
-struct request *request_alloc(void)
+struct request *request_alloc(struct request_pool *pool)
 {
-	struct request *req = NULL;
+	struct request *req;
 
-	pthread_mutex_lock(&pool_lock);
 	/* Never down to the last few: the rest that the comment above speaks of. */
-	if (pool_free > POOL_CHUNK / 2 || grow() || pool_head) {
-		req = pool_head;
-		pool_head = req->next;
-		if (!pool_head)
-			pool_tail = NULL;
-		pool_free--;
-	}
-	pthread_mutex_unlock(&pool_lock);
-	if (req) {
-		req->next = NULL;
-		req->retry_until = 0;
-		req->resent = false;
-	}
+	if (pool->free <= POOL_CHUNK / 2 && !grow(pool) && !pool->head)
+		return NULL;
+	req = pool->head;
+	pool->head = req->next;
+	if (!pool->head)
+		pool->tail = NULL;
+	pool->free--;
+	req->next = NULL;
+	req->result = NULL;
+	req->done = 0;
+	req->retry_until = 0;
+	req->resent = false;
 	return req;
 }
 
-void request_free(struct request *req)
+void request_free(struct request_pool *pool, struct request *req)
 {
-	pthread_mutex_lock(&pool_lock);
-	append(req);
-	pthread_mutex_unlock(&pool_lock);
+	req->next = NULL;
+	if (pool->tail)
+		pool->tail->next = req;
+	else
+		pool->head = req;
+	pool->tail = req;
+	pool->free++;
 }

@@ -219,6 +219,18 @@ func TestMisbehaviour(t *testing.T) {
 			t.Errorf("a completion too many: %+v", c)
 		}
 	})
+	t.Run("completes what it is still at", func(t *testing.T) {
+		f := openBehave(t, false, "early")
+		for i := range 20 {
+			if err := f.write(0, 512, pattern(byte(i), 512)); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := f.read(0, 512, 512); err != nil || !bytes.Equal(got, pattern(byte(i), 512)) {
+				t.Fatalf("round %d: read %v, data equal: %v", i, err, bytes.Equal(got, pattern(byte(i), 512)))
+			}
+		}
+		f.awaitLog("completed a command and also returned 0")
+	})
 	t.Run("prints a lot", func(t *testing.T) {
 		f := openBehave(t, false, "noisy")
 		if err := f.do(sqe{op: opFlush}); err != nil {

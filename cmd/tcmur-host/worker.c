@@ -10,7 +10,6 @@
  * thread costs more than serving a small request does. While it does, sq_sleepers reads 0, and the front rings no bell.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <sched.h>
 
 #include "host.h"
@@ -160,36 +159,10 @@ static void pass_the_watch(void)
 	}
 }
 
-static void serve(const struct submission *sub)
-{
-	struct request *req = request_alloc();
-	int error = 0;
-
-	if (!req) {
-		channel_post(sub->tag, sub->gen, TCMU_STS_NO_RESOURCE, ENOMEM);
-		return;
-	}
-	req->tag = sub->tag;
-	req->gen = sub->gen;
-	req->op = sub->op;
-	req->offset = sub->offset;
-	req->length = sub->length;
-	req->done = 0;
-	req->result = NULL;
-	req->payload = NULL;
-	req->dev = device_lookup(sub->device);
-	if (sub->op == TCMUR_OP_READ)
-		req->payload = channel_read_payload(sub->payload, sub->length);
-	else if (sub->op == TCMUR_OP_WRITE)
-		req->payload = channel_write_payload(sub->payload, sub->length);
-
-	if (device_admit(req, &error))
-		device_run(req);
-}
-
 static void *worker_main(void *arg)
 {
 	struct submission sub;
+	struct request *req;
 
 	(void)arg;
 	crash_thread_start();
@@ -197,7 +170,9 @@ static void *worker_main(void *arg)
 		if (!channel_pop(&sub) && !spin(&sub) && !sleep_on_bell(&sub))
 			continue;
 		pass_the_watch();
-		serve(&sub);
+		req = device_admit(&sub);
+		if (req)
+			device_run(req);
 	}
 	return NULL;
 }

@@ -12,6 +12,7 @@
  *   thread    a read at 4096 starts a thread that crashes
  *   hang      a read at 4096 lasts until a write arrives
  *   status    a write at 4096+N*512 returns status N (-1 for N = 100)
+ *   early     a write is completed by another thread, and done a little later (not ASYNC)
  *   twice     completes twice (ASYNC)
  *   noflush   flush fails
  *   flood     logs 20000 messages in a read at 4096
@@ -82,6 +83,29 @@ static void *fault(void *arg)
 {
 	*(volatile char *)arg = 1;
 	return NULL;
+}
+
+struct completion {
+	struct tcmu_device *dev;
+	struct tcmur_cmd *cmd;
+};
+
+static void *complete(void *arg)
+{
+	struct completion *c = arg;
+
+	tcmur_cmd_complete(c->dev, c->cmd, TCMU_STS_WR_ERR);
+	return NULL;
+}
+
+static void complete_early(struct tcmu_device *dev, struct tcmur_cmd *cmd)
+{
+	struct completion c = { dev, cmd };
+	pthread_t t;
+
+	pthread_create(&t, NULL, complete, &c);
+	pthread_join(t, NULL);
+	usleep(20000); /* whoever believes it has time to look */
 }
 
 /* How every callout ends. */
@@ -234,6 +258,8 @@ static int write_(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct iovec *
 		sts = (int)(off - 4096) / 512;
 	if (sts == 100)
 		sts = -1;
+	if (is(dev, "early"))
+		complete_early(dev, cmd);
 	if (sts == TCMU_STS_OK)
 		tcmu_memcpy_from_iovec(s->mem + off, len, iov, cnt);
 	pthread_mutex_lock(&s->lock);

@@ -11,6 +11,7 @@
  *   refuse  so many opens with reopen set fail
  * Always: a write at 8192 makes storage shut the device out until it is opened again: all requests report a lost lock
  * and return BUSY. A request at 16384 has the connection lost later, when nothing is going on.
+ * A write at 24576 takes a tenth of a second.
  * It aborts when it is closed with requests inside, or without being open, or used without being open.
  */
 #define _GNU_SOURCE
@@ -37,6 +38,7 @@ struct job {
 	struct tcmur_cmd *cmd;
 	int sts;
 	enum event event;
+	int lasting;
 };
 
 struct state {
@@ -100,6 +102,8 @@ static void *completer(void *arg)
 		if (!j)
 			break;
 		s->jobs = j->next;
+		if (j->lasting)
+			usleep(100000);
 		report(s->dev, j->event);
 		leave(s); /* before the host can know that it is the last one */
 		tcmur_cmd_complete(s->dev, j->cmd, j->sts);
@@ -234,7 +238,7 @@ static int transfer(struct tcmu_device *dev, struct tcmur_cmd *cmd, int write, s
 #ifdef ASYNC
 	struct job *j = calloc(1, sizeof(*j));
 
-	*j = (struct job){ .cmd = cmd, .sts = result, .event = event };
+	*j = (struct job){ .cmd = cmd, .sts = result, .event = event, .lasting = write && off == 24576 };
 	pthread_mutex_lock(&storage);
 	j->next = s->jobs;
 	s->jobs = j;
@@ -243,6 +247,8 @@ static int transfer(struct tcmu_device *dev, struct tcmur_cmd *cmd, int write, s
 	return TCMU_STS_OK;
 #else
 	(void)cmd;
+	if (write && off == 24576)
+		usleep(100000);
 	report(dev, event);
 	leave(s);
 	return result;
