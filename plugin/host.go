@@ -205,14 +205,12 @@ func (h *host) listen() {
 		<-h.process.exited
 		cancel()
 	}()
-	for {
+	for ctx.Err() == nil { // the process lives
 		switch state := h.connection.GetState(); state {
 		case connectivity.Shutdown: // by us
 			return
 		case connectivity.Ready:
-			if !h.connection.WaitForStateChange(ctx, state) {
-				return
-			}
+			h.connection.WaitForStateChange(ctx, state)
 		default:
 			h.connection.Connect()
 			grace, done := context.WithTimeout(ctx, silenceGrace)
