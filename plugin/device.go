@@ -79,6 +79,7 @@ type Device struct {
 	served  bool // open in the handler's host; guarded by Library.mu
 
 	unflushed *retention
+	stats     *deviceStats
 	patience  int64                 // Timeout in ticks
 	failed    atomic.Pointer[error] // why it fails for good; nil while it works
 	hasFailed chan struct{}         // closed when failed is set

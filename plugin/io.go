@@ -12,14 +12,30 @@ import (
 	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
-// statusError is the failure of a request: an errno, and the handler's status for those who want it.
+// statusError is the failure of a request: an errno, and the handler's status for those who want it. Its text is made
+// only for those who read it: when many requests fail, most errors are not read.
 type statusError struct {
 	errno  syscall.Errno
 	status Status
-	text   string
+	device string
+	op     shared.Op
+	n      int
+	off    int64
+	cause  error // says what happened; nil: status does
+	at     int64 // since epoch, ns
 }
 
-func (e *statusError) Error() string { return e.text }
+func (e *statusError) Error() string {
+	what := fmt.Sprintf("%s: %s of %d bytes at %d", e.device, e.op, e.n, e.off)
+	if e.op == shared.OpFlush {
+		what = e.device + ": flush"
+	}
+	if e.cause != nil {
+		return fmt.Sprintf("%s: %v", what, e.cause)
+	}
+	return fmt.Sprintf("%s: %v (handler status %s)", what, e.errno, e.status)
+}
+
 func (e *statusError) Unwrap() error { return e.errno }
 
 // enter begins a call on the device; gate.leave must follow if the error is nil. ENODEV once the device is being
@@ -162,15 +178,20 @@ func (w *wait) Complete(data []byte, _ int, err error) {
 
 // request sends one request and waits for it. p is the data to write or the buffer to fill.
 func (d *Device) request(op shared.Op, p []byte, off int64) error {
+	began := sinceEpoch()
+	var err error
 	if op == shared.OpWrite {
-		if err := d.awaitRoom(); err != nil {
-			return d.requestError(op, len(p), off, err, StatusHWError)
-		}
+		err = d.awaitRoom()
 	}
-	r, err := d.acquire(op, len(p))
+	var r *shared.Request
+	if err == nil {
+		r, err = d.acquire(op, len(p))
+	}
 	if err != nil {
+		d.stats.refused(op, began)
 		return d.requestError(op, len(p), off, err, StatusHWError)
 	}
+	d.stats.waited(op, began)
 	w := waits.Get().(*wait)
 	w.p, w.err = nil, nil
 	if op == shared.OpWrite {
@@ -190,15 +211,12 @@ func (d *Device) request(op shared.Op, p []byte, off int64) error {
 
 // requestError is the one place where a failed request becomes an errno.
 func (d *Device) requestError(op shared.Op, n int, off int64, err error, sts Status) error {
-	what := fmt.Sprintf("%s: %s of %d bytes at %d", d.name, op, n, off)
-	if op == shared.OpFlush {
-		what = d.name + ": flush"
-	}
-	errno := syscall.EIO
-	errors.As(err, &errno)
+	e := &statusError{errno: syscall.EIO, status: sts, device: d.name, op: op, n: n, off: off}
+	errors.As(err, &e.errno)
 	// What the supervisor says tells more than a status.
-	if failure := (*control.Failure)(nil); sts != StatusOK && !errors.As(err, &failure) {
-		return &statusError{errno, sts, fmt.Sprintf("%s: %v (handler status %s)", what, errno, sts)}
+	if failure := (*control.Failure)(nil); sts == StatusOK || errors.As(err, &failure) {
+		e.status, e.cause = StatusHWError, err
 	}
-	return &statusError{errno, StatusHWError, fmt.Sprintf("%s: %v", what, err)}
+	d.complain(e)
+	return e
 }

@@ -330,7 +330,7 @@ func (l *Library) AddDevice(ctx context.Context, minor int, config string, opts 
 	opts.setDefaults()
 	d := &Device{
 		minor: minor, name: fmt.Sprintf("%s%03d", h.subtype, minor), config: config, inner: rest, handler: h, opts: opts,
-		unflushed: newRetention(), patience: ticks(opts.Timeout), hasFailed: make(chan struct{}),
+		unflushed: newRetention(), stats: newDeviceStats(), patience: ticks(opts.Timeout), hasFailed: make(chan struct{}),
 	}
 	if err := l.reserve(d); err != nil {
 		return nil, err

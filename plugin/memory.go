@@ -82,6 +82,23 @@ func (m *memory) drop() {
 	m.regions = nil
 }
 
+// size is how many bytes the kernel has given to what is kept.
+func (m *memory) size() int64 {
+	if m == nil {
+		return 0
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var bytes int64
+	for _, fd := range m.regions {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) == nil {
+			bytes += st.Blocks * 512
+		}
+	}
+	return bytes
+}
+
 // memoryServer answers one host.
 type memoryServer struct {
 	log    hclog.Logger

@@ -19,7 +19,8 @@ type op struct {
 	req  *shared.Request // carries it now, or did when its host died: then still holds the payload
 	done Completion
 	// gated: the op has entered the device's gate and leaves it at its end.
-	gated bool
+	gated  bool
+	issued int64 // since epoch, ns
 	// mark is, for a flush, the position of the last retained write that it covers.
 	mark uint64
 
@@ -52,6 +53,7 @@ func (d *Device) issue(r *shared.Request, off int64, gated bool, done Completion
 	o := ops.Get().(*op)
 	*o = op{d: d, req: r, done: done, gated: gated}
 	r.Offset = uint64(off)
+	d.stats.begin(o, r.Op)
 	if r.Op == shared.OpFlush {
 		o.mark = d.unflushed.position()
 	}
@@ -84,6 +86,7 @@ func (o *op) end(err error) {
 	if failure := d.failure(); err != nil && failure != nil {
 		err = failure // the host does not know the device any more
 	}
+	d.stats.end(o, err != nil)
 	switch {
 	case err != nil:
 		done.Complete(nil, 0, d.requestError(r.Op, n, int64(r.Offset), err, Status(r.STS)))
@@ -123,6 +126,7 @@ func (o *op) move(c *shared.Channel) error {
 	}
 	r.Offset = old.Offset
 	o.req = r
+	o.d.stats.resent.Add(1)
 	old.Release()
 	return nil
 }

@@ -174,9 +174,10 @@ func (d *Device) flushSoon() {
 	r.flush = true
 	r.mu.Unlock()
 	go func() {
+		d.stats.ownFlushes.Add(1)
 		err := d.Flush()
-		if err != nil {
-			d.handler.log.Warn("flushing what is retained failed", "device", d.name, "retained", r.held(), "error", err)
+		if err != nil { // which has been logged, now and then
+			d.handler.log.Debug("flushing what is retained failed", "device", d.name, "retained", r.held(), "error", err)
 		}
 		r.mu.Lock()
 		r.flush, r.failed = false, err
@@ -229,7 +230,10 @@ func (d *Device) replay(c *shared.Channel) error {
 		window = window[:0]
 		return first
 	}
-	for _, e := range d.unflushed.snapshot() {
+	entries := d.unflushed.snapshot()
+	d.stats.replayBegins(entries)
+	defer d.stats.replayEnds()
+	for _, e := range entries {
 		if len(window) == replayWindow || overlaps(window, e) {
 			if err := drain(); err != nil {
 				return err
@@ -250,6 +254,7 @@ func (d *Device) replay(c *shared.Channel) error {
 		r.Done = func(r *shared.Request) {
 			err := r.Err
 			r.Release()
+			d.stats.replayGoesOn(e)
 			results <- err
 		}
 		window = append(window, e)

@@ -29,6 +29,7 @@ func (l *Library) watchdog(stop <-chan struct{}) {
 			return
 		case <-ticker.C:
 		}
+		l.settleComplaints()
 		for _, h := range l.loaded() {
 			for _, in := range []*host{h.successor.Load(), h.current()} {
 				if in != nil && in.channel.Tick() {

@@ -112,6 +112,9 @@ type Request struct {
 	Err error
 	// STS is the handler's TCMU_STS status, valid from Done on unless Err is ErrPeerGone.
 	STS int32
+	// HandlerTime is how long the handler had the request, as the host says; 0 where it did not measure that. Valid from
+	// Done on.
+	HandlerTime time.Duration
 	// Sent is valid from Done on: false if the channel was abandoned before the host could see the request.
 	Sent bool
 
@@ -236,7 +239,7 @@ func (c *Channel) tryGet(op Op, n uint64) *Request {
 	}
 	c.tags = c.tags[:len(c.tags)-1]
 	r.Length, r.Device, r.Offset, r.Done, r.Err, r.STS, r.User = n, 0, 0, nil, nil, 0, nil
-	r.Patience, r.Sent, r.privileged = 0, false, false
+	r.Patience, r.Sent, r.privileged, r.HandlerTime = 0, false, false, 0
 	c.out++
 	return r
 }
@@ -545,6 +548,7 @@ func (c *Channel) reap(done []*Request) []*Request {
 		}
 		tag, gen := s.load32(base+cqeTag), s.load32(base+cqeGen)
 		sts, errno := int32(s.load32(base+cqeSTS)), s.load32(base+cqeError)
+		took := s.load64(base + cqeNanos)
 		c.cqHead.Store(head + 1)
 		if tag >= RingEntries {
 			c.violation("completion of tag %d, which does not exist", tag)
@@ -556,7 +560,7 @@ func (c *Channel) reap(done []*Request) []*Request {
 			continue
 		}
 		c.sent.Add(-1)
-		r.STS, r.Err = sts, hostErrno(errno)
+		r.STS, r.Err, r.HandlerTime = sts, hostErrno(errno), time.Duration(min(took, 1<<62))
 		done = append(done, r)
 	}
 	return done

@@ -55,7 +55,7 @@ struct tcmur_cqe {
 	uint32_t gen;         /* 12: as submitted */
 	int32_t sts;          /* 16: the handler's TCMU_STS code; 0 is success */
 	int32_t error;        /* 20: 0, or the errno (positive) that sts and the operation amount to */
-	uint64_t reserved;    /* 24: 0 */
+	uint64_t handler_ns;  /* 24: how long the handler had the request, in nanoseconds; 0: not measured */
 };
 
 /* Head of the submit segment. Written by the front. */

@@ -55,6 +55,7 @@ const (
 	cqeGen   = 12
 	cqeSTS   = 16
 	cqeError = 20
+	cqeNanos = 24
 )
 
 // Op is the operation that a request asks of a host.

@@ -54,6 +54,7 @@ func TestLayoutMatchesHeader(t *testing.T) {
 		{"offsetof(struct tcmur_cqe, gen)", cqeGen},
 		{"offsetof(struct tcmur_cqe, sts)", cqeSTS},
 		{"offsetof(struct tcmur_cqe, error)", cqeError},
+		{"offsetof(struct tcmur_cqe, handler_ns)", cqeNanos},
 	}
 	var src strings.Builder
 	src.WriteString("#include <stdio.h>\n#include \"channel.h\"\nint main(void) {\n")

@@ -145,7 +145,7 @@ static long futex(const void *word, int op, uint32_t value)
 	return syscall(SYS_futex, word, op, value, NULL, NULL, 0);
 }
 
-void channel_post(uint32_t tag, uint32_t gen, int sts, int error)
+void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handler_ns)
 {
 	uint64_t position = atomic_fetch_add_explicit(&cq_tail, 1, memory_order_relaxed);
 	struct tcmur_cqe *e = &complete->cq[position % TCMUR_RING_ENTRIES];
@@ -154,7 +154,7 @@ void channel_post(uint32_t tag, uint32_t gen, int sts, int error)
 	e->gen = gen;
 	e->sts = sts;
 	e->error = error;
-	e->reserved = 0;
+	e->handler_ns = handler_ns;
 	atomic_store_explicit(&e->seq, position + 1, memory_order_release);
 
 	atomic_thread_fence(memory_order_seq_cst);

@@ -111,6 +111,8 @@ struct request {
 	uint64_t retry_until; /* clock_ns() at which refusals are not put up with any longer; 0: never refused yet */
 	uint64_t pause_ns;    /* before the next try */
 	uint64_t due;         /* retry.c: clock_ns() at which the pause is over */
+	bool timed;           /* how long the handler has it is measured */
+	uint64_t started;     /* clock_ns() before its first callout; 0: that has not come, or timed is not set */
 	_Atomic uint32_t state;
 };
 
@@ -215,7 +217,7 @@ int device_reopen(struct tcmu_device *dev, uint32_t opens, bool quietly, char *e
 /* channel.c */
 bool channel_pop(struct submission *sub);
 bool channel_pending(void);
-void channel_post(uint32_t tag, uint32_t gen, int sts, int error);
+void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handler_ns);
 uint8_t *channel_read_payload(uint64_t at, uint64_t length);  /* NULL: outside the arena */
 uint8_t *channel_write_payload(uint64_t at, uint64_t length); /* the same; memory is read-only */
 void channel_publish_sleepers(uint32_t n);

@@ -192,10 +192,15 @@ static bool queued(const struct request *req, int r)
 
 static void finish(struct request *req, int sts, int error)
 {
-	if (req->result)
+	uint64_t took = 0;
+
+	if (req->result) {
 		*req->result = error; /* read once the request has been released */
-	else
-		channel_post(req->tag, req->gen, sts, error);
+		return;
+	}
+	if (req->started)
+		took = clock_ns() - req->started;
+	channel_post(req->tag, req->gen, sts, error, took);
 }
 
 static bool is_write(uint32_t op)
@@ -237,6 +242,8 @@ enum io_result io_run(struct request *req)
 
 		/* A waiting request is IDLE: a completion that comes for it now is one too many. */
 		atomic_store_explicit(&req->state, 0, memory_order_release);
+		if (req->timed && !req->started)
+			req->started = clock_ns();
 		r = issue(req);
 		req->returned = r;
 		if (queued(req, r)) {

@@ -42,6 +42,8 @@ struct request *request_alloc(struct request_pool *pool)
 	req->done = 0;
 	req->retry_until = 0;
 	req->resent = false;
+	req->timed = false;
+	req->started = 0;
 	return req;
 }
 
