@@ -34,7 +34,7 @@ const (
 // unmountIfIdle answers a signal: it unmounts, or if somebody uses the mount says who, and what to do, and returns
 // false. Whether it is used is for the kernel to say, at the moment of the umount.
 func (s *server) unmountIfIdle(sig os.Signal) bool {
-	err := s.tree.Unmount(false)
+	err := s.unmountSoon()
 	if err == nil && s.awaitEnd() {
 		s.log.Info("stopping", "signal", sig.String())
 		return true
@@ -46,6 +46,25 @@ func (s *server) unmountIfIdle(sig os.Signal) bool {
 		"signal", sig.String(), "force_after", s.forceDelay.String(), "force_before", forceWindow.String(),
 		"reason", err, "used_by", s.users())
 	return false
+}
+
+// unmountSoon unmounts. It gives the kernel the time to let go of files whose users are gone: an io_uring that had them
+// registered is taken down after its process has ended.
+func (s *server) unmountSoon() error {
+	deadline := time.After(releaseGrace)
+	retry := time.NewTicker(10 * time.Millisecond)
+	defer retry.Stop()
+	for {
+		err := s.tree.Unmount(false)
+		if !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		select {
+		case <-retry.C:
+		case <-deadline:
+			return err
+		}
+	}
 }
 
 // users says what keeps the mount busy.
