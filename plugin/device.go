@@ -364,5 +364,8 @@ func (d *Device) BlockSize() int { return d.blockSize }
 // MaxXfer is the size of the largest request to the handler in bytes. Longer reads and writes are split.
 func (d *Device) MaxXfer() int { return d.maxXfer }
 
+// Options are those the device was added with, and the defaults for what they left open.
+func (d *Device) Options() DeviceOptions { return d.opts }
+
 // ReadOnly reports whether the device was added read-only.
 func (d *Device) ReadOnly() bool { return d.opts.ReadOnly }

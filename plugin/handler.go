@@ -84,15 +84,19 @@ type HandlerInfo struct {
 	Failure   error     // why State is HandlerFailed
 	Restarts  int       // of the host process
 	Since     time.Time // of the load
+	// ChannelMemory is how many bytes there are for the data of requests, ChannelUsed how many of them are in use.
+	ChannelMemory, ChannelUsed int64
 }
 
 func (h *handler) info() HandlerInfo {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	memory, used := h.host.channel.Usage()
 	return HandlerInfo{
 		Subtype: h.subtype, Name: h.reply.GetName(), Path: h.path, ABI: h.reply.GetAbi(), CfgDesc: h.reply.GetCfgDesc(),
 		Callbacks: h.reply.GetCallbacks(), NRThreads: int(h.reply.GetNrThreads()), PID: h.host.pid(),
 		State: h.state, Failure: h.lastError, Restarts: int(h.restarts.Load()), Since: h.since,
+		ChannelMemory: int64(memory), ChannelUsed: int64(used),
 	}
 }
 

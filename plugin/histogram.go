@@ -95,12 +95,3 @@ func (l *Latency) Octaves(yield func(below time.Duration, count uint64) bool) {
 		}
 	}
 }
-
-// Since is what was counted after an earlier snapshot of the same distribution.
-func (l *Latency) Since(earlier *Latency) Latency {
-	d := Latency{Count: l.Count - earlier.Count, Sum: l.Sum - earlier.Sum}
-	for i := range d.buckets {
-		d.buckets[i] = l.buckets[i] - earlier.buckets[i]
-	}
-	return d
-}

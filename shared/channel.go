@@ -643,6 +643,13 @@ func (r *Request) overdue(now int64) bool {
 // Overdue reports whether the request was in flight for longer than its Patience. From Done on.
 func (r *Request) Overdue() bool { return r.Sent && r.overdue(r.ch.clock.Load()) }
 
+// Usage tells how many bytes of payload memory there are, and how many of them are in use.
+func (c *Channel) Usage() (memory, used uint64) {
+	c.memMu.Lock()
+	defer c.memMu.Unlock()
+	return c.memory, c.memory - c.room
+}
+
 // InFlight is the number of requests that Get has handed out and that were not yet released.
 func (c *Channel) InFlight() int {
 	c.memMu.Lock()
