@@ -18,6 +18,9 @@ type Death struct {
 	PID     int
 	Reason  string // how the process ended: "was killed by signal 11 (segmentation fault)"
 	Outside bool   // by SIGKILL or SIGTERM from outside: it says nothing against the requests
+	// Reopening is the name of the device that the process died of, in its open or with a write that was sent again,
+	// when it was to take over from another one; "" at other deaths.
+	Reopening string
 	// Requests were in flight; for a hang, those that took too long.
 	Requests []RequestInfo
 	// Poison: the only request in flight was given up, because the handler dies of it each time.
@@ -26,7 +29,8 @@ type Death struct {
 	// a moment after the death.
 	Output string
 
-	output *tail // of the process; nil when it is in Output already
+	reopening *Device
+	output    *tail // of the process; nil when it is in Output already
 }
 
 // RequestInfo names a request.
@@ -50,6 +54,9 @@ func (r RequestInfo) String() string {
 func (d Death) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s handler %s, process %d, %s\n", d.Time.Format(time.RFC3339), d.Handler, d.PID, d.Reason)
+	if d.Reopening != "" {
+		fmt.Fprintf(&b, "  while reopening %s\n", d.Reopening)
+	}
 	for _, r := range d.Requests {
 		fmt.Fprintf(&b, "  in flight: %s", r)
 		if r.Deaths > 1 {
@@ -88,26 +95,36 @@ func (l *deathLog) add(d Death) {
 }
 
 // Deaths returns the latest deaths of host processes, oldest first: all, or with minor not negative those at which a
-// request of that minor was in flight.
+// request of that minor was in flight, or its device was being reopened.
 func (l *Library) Deaths(minor int) []Death {
 	l.deaths.mu.Lock()
 	defer l.deaths.mu.Unlock()
 	var some []Death
 	for _, d := range l.deaths.list {
-		found := minor < 0
+		found := minor < 0 || d.reopening != nil && d.reopening.minor == minor
 		for _, r := range d.Requests {
 			found = found || r.Minor == minor
 		}
 		if found {
-			d.Output, d.output = crashReport(d.output.String()), nil
+			d.Output, d.output, d.reopening = crashReport(d.output.String()), nil, nil
 			some = append(some, d)
 		}
 	}
 	return some
 }
 
+// info names the op's request.
+func (o *op) info() RequestInfo {
+	return RequestInfo{
+		Device: o.d.name, Minor: o.d.minor, Op: o.req.Op,
+		Offset: int64(o.req.Offset), Length: int64(o.req.Length), Deaths: o.deaths,
+	}
+}
+
 // report records a death and logs it.
-func (h *handler) report(dead *host, inFlight []*op, outside, poison bool) {
+func (h *handler) report(
+	dead *host, culprit *Device, inFlight []*op, lost []lostRequest, outside, poison bool,
+) {
 	d := Death{
 		Time: time.Now(), Handler: h.subtype, PID: dead.pid(), Reason: dead.process.exitReason(), Outside: outside,
 		Poison: poison, output: &dead.output,
@@ -124,13 +141,17 @@ func (h *handler) report(dead *host, inFlight []*op, outside, poison bool) {
 		d.Reason = "broke the protocol of the memory channel and was killed"
 	}
 	for _, o := range inFlight[:min(len(inFlight), namedInDeath)] {
-		d.Requests = append(d.Requests, RequestInfo{
-			Device: o.d.name, Minor: o.d.minor, Op: o.req.Op,
-			Offset: int64(o.req.Offset), Length: int64(o.req.Length), Deaths: o.deaths,
-		})
+		d.Requests = append(d.Requests, o.info())
+	}
+	for _, r := range lost[:min(len(lost), namedInDeath-len(d.Requests))] {
+		d.Requests = append(d.Requests, r.RequestInfo)
+	}
+	fields := []any{"handler", h.subtype, "pid", d.PID, "reason", d.Reason, "in_flight", len(inFlight) + len(lost)}
+	if culprit != nil {
+		d.Reopening, d.reopening = culprit.name, culprit
+		fields = append(fields, "reopening", culprit.name)
 	}
 	h.lib.deaths.add(d)
-	fields := []any{"handler", h.subtype, "pid", d.PID, "reason", d.Reason, "in_flight", len(inFlight)}
 	if len(d.Requests) > 0 {
 		fields = append(fields, "request", d.Requests[0].String())
 	}

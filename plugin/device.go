@@ -78,6 +78,10 @@ type Device struct {
 	ready   bool // in the table and usable; guarded by Library.mu
 	served  bool // open in the handler's host; guarded by Library.mu
 
+	// direct is the channel of the host that has the device open, for the fast path; it may be that of a host that has
+	// died, which takes no more requests. Set by the first open.
+	direct atomic.Pointer[shared.Channel]
+
 	unflushed *retention
 	stats     *deviceStats
 	patience  int64                 // Timeout in ticks
@@ -93,10 +97,19 @@ type Device struct {
 	canWrite  bool
 	// retains: writes are kept until they are flushed. May change with a reopen.
 	retains atomic.Bool
+	// unguarded: they should be, but FailFast forbids it.
+	unguarded bool
 
 	size atomic.Int64
 
 	closeDeaths int // of hosts in close
+
+	// putOff is not nil while the handler serves without the device, which it reopens meanwhile, and is closed when that
+	// has ended; guarded by handler.mu.
+	putOff chan struct{}
+	// What supervise knows of it:
+	reopenDeaths int  // of hosts in a row, in its reopen or replay
+	reopensSlow  bool // others should not have to wait for its reopen
 
 	gate     gate
 	unevenMu sync.RWMutex // an unaligned write excludes all other writes while it reads, modifies and writes blocks
@@ -162,11 +175,12 @@ func (d *Device) tryFirstOpen(ctx context.Context) error {
 		err = d.open(ctx, in, false)
 	}
 	if err != nil {
-		if ctx.Err() != nil {
+		if timeIsUp(ctx) {
 			in.killFor(killedForHang)
 		}
 		return err
 	}
+	d.direct.Store(in.channel)
 	// From here on a recovery reopens it. One that has begun since the open has missed it.
 	d.handler.lib.mu.Lock()
 	d.served = true
@@ -242,13 +256,18 @@ func (d *Device) adopt(r *hostpb.OpenReply) error {
 	d.maxXfer = int(xfer) - int(xfer)%int(align)
 	d.canRead, d.canWrite = r.GetCanRead(), r.GetCanWrite()
 	d.retains.Store(d.mustRetain(r))
+	d.unguarded = d.opts.FailFast && d.losesWrites(r)
 	return nil
 }
 
-// mustRetain decides whether writes have to be kept. Without a flush, what has completed is as durable as it gets.
-func (d *Device) mustRetain(r *hostpb.OpenReply) bool {
-	return r.GetCanFlush() && r.GetCanWrite() && !r.GetWritesSurvive() && !d.opts.FailFast && !d.opts.ReadOnly
+// losesWrites: writes that have completed may go with the host until they are flushed. Without a flush, what has
+// completed is as durable as it gets.
+func (d *Device) losesWrites(r *hostpb.OpenReply) bool {
+	return r.GetCanFlush() && r.GetCanWrite() && !r.GetWritesSurvive() && !d.opts.ReadOnly
 }
+
+// mustRetain decides whether writes have to be kept.
+func (d *Device) mustRetain(r *hostpb.OpenReply) bool { return d.losesWrites(r) && !d.opts.FailFast }
 
 // errBusy is wrapped by the error of a close that gave up before it began: the device is still there.
 var errBusy = errors.New("requests are still in progress")
@@ -288,9 +307,9 @@ func (d *Device) close(ctx context.Context) (err error) {
 		// The host died in close: the next one gets the retained writes, and another chance.
 		d.closeDeaths++
 		switch {
-		case d.unflushed.held() == 0:
+		case d.unflushed.held() == 0: // there is nothing to try again for
 			d.fail(errors.New("its handler died while closing it"))
-			return nil // nothing was lost
+			return d.lost(err)
 		case d.closeDeaths >= poisonDeaths || ctx.Err() != nil:
 			err = fmt.Errorf("its handler died %d times while closing it (last: %w)", d.closeDeaths, err)
 			d.fail(err)
@@ -315,20 +334,30 @@ func (d *Device) closeIn(ctx context.Context, in *host) error {
 		return nil
 	}
 	err = in.rpcError("close", err)
-	if deadline, ok := ctx.Deadline(); ctx.Err() != nil || ok && time.Until(deadline) < closeReplyTime {
+	if timeIsUp(ctx) {
 		in.killFor(killedForHang)
 		<-in.abandoned
 	}
 	return err
 }
 
-// closeReplyTime is how long before the end of its time a host says that the handler has not come back from close.
-const closeReplyTime = 100 * time.Millisecond
+// replyTime is how long before the end of a call's time a host may say that the handler has not come back from it.
+const replyTime = 100 * time.Millisecond
 
-// lost is the error of a device that goes without having been closed: nil if no write was waiting for a flush.
+// timeIsUp reports, after a call that has failed, whether it failed because of the end of its context.
+func timeIsUp(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && time.Until(deadline) < replyTime
+}
+
+// lost is the error of a device that goes without having been closed: nil if no write was waiting for a flush, as far
+// as the front has kept count of them.
 func (d *Device) lost(reason error) error {
 	held := d.unflushed.held()
-	if held == 0 {
+	switch {
+	case held == 0 && d.unguarded:
+		return control.Failf(syscall.EIO, "writes since its last flush may be lost: %v", reason)
+	case held == 0:
 		return nil
 	}
 	return control.Failf(syscall.EIO, "%d bytes of unflushed writes may be lost: %v", held, reason)

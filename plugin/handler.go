@@ -18,7 +18,6 @@ import (
 
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/hostpb"
-	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
 // handler is one loaded handler, served by one host after another.
@@ -31,9 +30,6 @@ type handler struct {
 	// shape is held for reading while a device is opened or closed, and for writing by a reload.
 	shape sync.RWMutex
 
-	// direct is the channel of the host in service, for the fast path; it may be that of a host that has just died, which
-	// takes no more requests.
-	direct atomic.Pointer[shared.Channel]
 	// successor is the host that a recovery or a reload is preparing, nil at other times: it can hang as the one in
 	// service can.
 	successor atomic.Pointer[host]
@@ -53,6 +49,7 @@ type handler struct {
 	resumed   chan struct{} // closed when state is no longer HandlerRecovering
 	lastError error         // why state is HandlerFailed
 	parked    []*op         // whose host has died, and which the next one gets
+	lost      []lostRequest // whose host has died, and which were ended at once
 
 	// supervise's own:
 
@@ -139,7 +136,7 @@ func (l *Library) loadHandler(ctx context.Context, subtype string) (*handler, er
 		return nil, err
 	}
 	if h.reply, err = h.loadInto(ctx, first, path); err != nil {
-		if ctx.Err() != nil {
+		if timeIsUp(ctx) {
 			first.killFor(killedForHang) // it would not listen
 		}
 		first.stop()
@@ -147,7 +144,6 @@ func (l *Library) loadHandler(ctx context.Context, subtype string) (*handler, er
 	}
 	h.life, h.endLife = context.WithCancel(context.Background())
 	h.host = first
-	h.direct.Store(first.channel)
 	first.enlist(func() {}, func() { h.died(first) }) // if it is dead already, supervise sees that
 	go h.supervise()
 	l.log.Info("handler loaded", "handler", subtype, "path", path, "abi", h.reply.GetAbi(), "pid", first.pid())

@@ -57,7 +57,8 @@ type host struct {
 	abandoned chan struct{} // closed once the process is dead and its requests have been ended
 	stopOnce  sync.Once
 	killedFor atomic.Int32 // why we killed it
-	judged    bool         // its death has been looked into; supervise's own
+	judged    bool         // its death has been looked into; supervise's own, as is
+	reopening *Device      // what a recovery is having it reopen; nil at other times
 
 	mu      sync.Mutex
 	dead    bool   // the process has exited

@@ -102,6 +102,26 @@ var mutations = []struct {
 		"if o.req.Sent && o.d.opts.FailFast {", "if false {", "TestFailFast",
 	},
 	{
+		"who fails fast is in the story of the death", "recovery.go",
+		"h.noteLost(o)\n", "", "TestFailFast",
+	},
+	{
+		"deaths in a reopen are the device's", "recovery.go",
+		"culprit = dead.reopening\n", "culprit = nil\n", "TestReopenDies",
+	},
+	{
+		"a device whose reopen is deadly fails", "recovery.go",
+		"culprit.reopenDeaths >= reopenDeaths {", "culprit.reopenDeaths < 0 {", "TestReopenDies",
+	},
+	{
+		"a device whose reopen hangs is put off", "recovery.go",
+		"patience = min(patience, max(patience/patientShare, leastPatience))", "", "TestReopenHangs",
+	},
+	{
+		"writes that nothing guards are reported", "device.go",
+		"case held == 0 && d.unguarded:", "case false:", "TestRemoveDiesInClose",
+	},
+	{
 		"a host that breaks the protocol is killed", "host.go",
 		"Fault:  h.violated,", "", "TestBlastRadius",
 	},

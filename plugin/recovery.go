@@ -23,6 +23,9 @@ import (
 // new host with a new channel loads the handler and reopens the devices. (4) The retained changes are sent again, then
 // (5) the parked requests. (6) Only then new requests are let through; those that came meanwhile have waited in
 // service.
+//
+// A device in whose reopen or replay a host has died, or which takes long to be reopened, is put off: the next time it
+// is reopened last, when the others are in service again. (3) to (5) happen then for it alone.
 
 const (
 	// DefaultDeathBudget is how many deaths in a row, with no request completed between them, a handler may die.
@@ -33,8 +36,13 @@ const (
 	// firstBackoff is the pause after the second death in a row; it doubles with each further one, up to maxBackoff.
 	firstBackoff = 50 * time.Millisecond
 	maxBackoff   = 2 * time.Second
-	// recoverTimeout bounds each load and each reopen.
+	// reopenDeaths of hosts in a row, in the reopen or the replay of one device, make it fail.
+	reopenDeaths = 3
+	// recoverTimeout bounds each load, and each reopen of a device without a timeout.
 	recoverTimeout = 60 * time.Second
+	// patientShare is which part of the time for its reopen a device may keep others waiting; leastPatience at least.
+	patientShare  = 6
+	leastPatience = 250 * time.Millisecond
 )
 
 // service returns the host that serves the device now, and waits while there is none. EIO: there will be none, or the
@@ -43,6 +51,9 @@ func (h *handler) service(ctx context.Context, d *Device) (*host, error) {
 	for {
 		h.mu.Lock()
 		state, resumed, host := h.state, h.resumed, h.host
+		if state == HandlerRunning && d.putOff != nil {
+			state, resumed = HandlerRecovering, d.putOff
+		}
 		h.mu.Unlock()
 		if err := d.failure(); err != nil {
 			return nil, err
@@ -116,6 +127,7 @@ func (h *handler) failure() error {
 // park takes over an op whose channel was abandoned.
 func (h *handler) park(o *op) {
 	if o.req.Sent && o.d.opts.FailFast {
+		h.noteLost(o)
 		o.end(errDied)
 		return
 	}
@@ -128,7 +140,7 @@ func (h *handler) park(o *op) {
 	case h.state == HandlerRunning && h.host.channel.Owns(o.req) && o.req.Sent:
 		// Only stop abandons a channel in service; there are no devices then.
 		err = errDied
-	case h.state == HandlerRunning:
+	case h.state == HandlerRunning && o.d.putOff == nil:
 		// It was on its way to the old host when the new one took over, or when that was put off.
 		c := h.host.channel
 		h.mu.Unlock()
@@ -172,6 +184,7 @@ func (h *handler) supervise() {
 	defer h.bury()
 	for {
 		host := h.current()
+		h.bringBackLate(host)
 		select {
 		case <-host.abandoned:
 			if err := h.recover(host); err != nil {
@@ -206,21 +219,22 @@ func (h *handler) recover(dead *host) error {
 	began := time.Now()
 	h.suspend()
 	h.graves = append(h.graves, dead)
-	var lastErr error
+	lastErr := fmt.Errorf("the process %s", dead.process.exitReason())
 	for {
+		var culprit *Device
 		if dead != nil {
-			h.judge(dead)
+			culprit = h.judge(dead)
 		}
 		if h.progress.Swap(false) {
 			h.deathsInRow = 0
 		}
-		if dead == nil || dead.killedFor.Load() != killedForRemoval {
+		if culprit == nil && (dead == nil || dead.killedFor.Load() != killedForRemoval) {
 			h.deathsInRow++
 		}
 		if h.deathsInRow > h.lib.cfg.DeathBudget {
 			return fmt.Errorf("died %d times in a row without completing a request (last: %w)", h.deathsInRow, lastErr)
 		}
-		if !h.backOff() {
+		if !h.backOff(culprit) {
 			return errors.New("it is being unloaded")
 		}
 		next, err := h.startSuccessor()
@@ -241,11 +255,16 @@ func (h *handler) recover(dead *host) error {
 	}
 }
 
-// backOff waits before a restart; false when the handler is being unloaded.
-func (h *handler) backOff() bool {
+// backOff waits before a restart; false when the handler is being unloaded. The deaths of a culprit have a count of
+// their own.
+func (h *handler) backOff(culprit *Device) bool {
+	deaths := h.deathsInRow
+	if culprit != nil {
+		deaths = culprit.reopenDeaths
+	}
 	var pause time.Duration
-	if h.deathsInRow > 1 {
-		pause = min(firstBackoff<<(h.deathsInRow-2), maxBackoff)
+	if deaths > 1 {
+		pause = min(firstBackoff<<(deaths-2), maxBackoff)
 	}
 	select {
 	case <-h.life.Done():
@@ -282,7 +301,7 @@ func (h *handler) prepare(ctx context.Context, path string) (*host, *hostpb.Load
 	reply, err := h.loadInto(ctx, next, path)
 	if err != nil {
 		h.successor.Store(nil)
-		if ctx.Err() != nil {
+		if timeIsUp(ctx) {
 			next.killFor(killedForHang) // it would not listen
 		}
 		next.stop()
@@ -295,17 +314,116 @@ func (h *handler) prepare(ctx context.Context, path string) (*host, *hostpb.Load
 // error next does not serve.
 func (h *handler) takeOver(next *host) error {
 	// From here on a death of next parks what it had, and is noticed by whoever waits below.
-	for _, d := range h.lib.devicesServedBy(h) {
-		if err := h.bringBack(d, next); err != nil {
+	first, late := h.inOrder()
+	for _, d := range first {
+		patience := d.reopenPatience()
+		if len(first)+len(late) > 1 {
+			patience = min(patience, max(patience/patientShare, leastPatience))
+		}
+		if err := h.bringBack(d, next, patience); err != nil {
 			return err
 		}
 	}
+	h.mu.Lock()
+	for _, d := range late {
+		if d.putOff == nil {
+			d.putOff = make(chan struct{})
+		}
+	}
+	h.mu.Unlock()
 	return h.enterService(next)
+}
+
+// inOrder returns the devices to reopen before the host serves, and those that are put off until then. Without others
+// to serve none is put off.
+func (h *handler) inOrder() (first, late []*Device) {
+	for _, d := range h.lib.devicesServedBy(h) {
+		switch {
+		case d.failure() != nil:
+		case d.reopenDeaths > 0 || d.reopensSlow:
+			late = append(late, d)
+		default:
+			first = append(first, d)
+		}
+	}
+	if len(first) == 0 {
+		for _, d := range late {
+			h.noLongerPutOff(d)
+		}
+		return late, nil
+	}
+	return first, late
+}
+
+// bringBackLate reopens the devices that were put off, one after the other, in the host that serves the others. Its
+// death ends that.
+func (h *handler) bringBackLate(in *host) {
+	for _, d := range h.lib.devicesServedBy(h) {
+		h.mu.Lock()
+		late := d.putOff != nil && h.state == HandlerRunning
+		h.mu.Unlock()
+		if !late {
+			continue
+		}
+		if h.bringBack(d, in, d.reopenPatience()) != nil {
+			return
+		}
+		if d.failure() == nil {
+			if h.sendParked(in, d) != nil {
+				return
+			}
+			d.direct.Store(in.channel)
+			h.log.Warn("device recovered after the others", "device", d.name)
+		}
+		h.noLongerPutOff(d)
+		h.endParked()
+		h.mu.Lock()
+		late = h.state == HandlerRunning // the host has not died since: then its successor gets them
+		var rest []*op
+		if late {
+			rest = h.takeParked(func(o *op) bool { return o.d == d })
+		}
+		h.mu.Unlock()
+		for _, o := range rest {
+			h.resend(o, in.channel)
+		}
+	}
+}
+
+// noLongerPutOff lets those go on who wait for the device.
+func (h *handler) noLongerPutOff(d *Device) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if d.putOff != nil {
+		close(d.putOff)
+		d.putOff = nil
+	}
+}
+
+// takeParked takes ops out of those that are parked; h.mu is held.
+func (h *handler) takeParked(which func(*op) bool) []*op {
+	var taken []*op
+	h.parked = slices.DeleteFunc(h.parked, func(o *op) bool {
+		if which(o) {
+			taken = append(taken, o)
+			return true
+		}
+		return false
+	})
+	return taken
+}
+
+// reopenPatience is how long the device may take to be reopened: as long as one of its requests.
+func (d *Device) reopenPatience() time.Duration {
+	if d.opts.Timeout > 0 {
+		return d.opts.Timeout
+	}
+	return recoverTimeout
 }
 
 // enterService sends the parked requests to a host that has all devices open, puts it into service and resumes.
 func (h *handler) enterService(next *host) error {
-	if err := h.sendParked(next); err != nil {
+	if err := h.sendParked(next, nil); err != nil {
 		return err
 	}
 	return h.serveFrom(next)
@@ -315,13 +433,18 @@ func (h *handler) enterService(next *host) error {
 // shared.ErrPeerGone: it is dead.
 func (h *handler) serveFrom(next *host) error {
 	var late []*op // those that were on their way to the old host until now
+	devices := h.lib.devicesServedBy(h)
 	serve := func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		late, h.parked = h.parked, nil
+		late = h.takeParked(func(o *op) bool { return o.d.putOff == nil })
 		h.host = next
 		h.successor.Store(nil)
-		h.direct.Store(next.channel)
+		for _, d := range devices {
+			if d.putOff == nil {
+				d.direct.Store(next.channel)
+			}
+		}
 		next.channel.Resume() // if it was suspended: nothing was to overtake what has been replayed
 		h.resume(nil)
 	}
@@ -335,37 +458,47 @@ func (h *handler) serveFrom(next *host) error {
 }
 
 // bringBack reopens one device and replays its retained changes. A device that its handler refuses fails alone, and so
-// does one whose open hangs. The error is only for the death of the host.
-func (h *handler) bringBack(d *Device, next *host) error {
+// does one whose open takes longer than a request may; after less patience it is put off. The error is only for the
+// death of the host.
+func (h *handler) bringBack(d *Device, next *host, patience time.Duration) error {
 	if d.failure() != nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(h.life, recoverTimeout)
+	ctx, cancel := context.WithTimeout(h.life, patience)
 	defer cancel()
+	next.reopening = d
+	began := time.Now()
 	err := d.comeBack(ctx, next)
 	switch {
 	case err == nil:
+		next.reopening = nil
+		d.reopenDeaths = 0
+		d.reopensSlow = time.Since(began) > max(d.reopenPatience()/patientShare, leastPatience)
 		return nil
 	case h.isStopped():
 		return err
-	case next.alive() && ctx.Err() != nil:
+	case next.alive() && timeIsUp(ctx):
 		// No other device can be opened in this process any more.
 		next.killFor(killedForHang)
-		d.fail(errors.New("cannot be recovered: its handler does not return from open"))
-		h.noteProgress() // the next host is spared this device
+		if d.reopensSlow = patience < d.reopenPatience(); !d.reopensSlow {
+			d.fail(fmt.Errorf("cannot be recovered: its handler does not return from open within %v", patience))
+		}
+		<-next.abandoned
 		return err
 	case errors.Is(err, shared.ErrPeerGone) || !next.alive():
+		<-next.abandoned // no goroutine that waits for a dying process is in the way of its judgement
 		return fmt.Errorf("%s: %w", d.name, err)
 	}
+	next.reopening = nil
 	d.fail(fmt.Errorf("cannot be recovered: %w", err))
 	return nil
 }
 
-// sendParked sends the parked requests to next: suspects one at a time, then all others. ErrPeerGone when it died.
-func (h *handler) sendParked(next *host) error {
+// sendParked sends the parked requests to next, those of one device or, with d nil, of all that are not put off:
+// suspects one at a time, then all others. ErrPeerGone when it died.
+func (h *handler) sendParked(next *host, d *Device) error {
 	h.mu.Lock()
-	all := h.parked
-	h.parked = nil
+	all := h.takeParked(func(o *op) bool { return o.d == d || d == nil && o.d.putOff == nil })
 	h.mu.Unlock()
 	var suspects, others []*op
 	for _, o := range all {
@@ -444,9 +577,10 @@ func (h *handler) abort() {
 }
 
 // judge looks at a host's death: which requests were in flight, what it says against them, and whether one is poison.
-func (h *handler) judge(dead *host) {
+// Whoever is to blame when the host was reopening a device is that device, which is returned, and no request.
+func (h *handler) judge(dead *host) (culprit *Device) {
 	if dead.judged {
-		return
+		return nil
 	}
 	dead.judged = true
 	var inFlight, condemned []*op
@@ -456,6 +590,8 @@ func (h *handler) judge(dead *host) {
 			inFlight = append(inFlight, o)
 		}
 	}
+	lost := h.lost
+	h.lost = nil
 	h.mu.Unlock()
 	hung := dead.killedFor.Load() == killedForHang
 	var outside bool
@@ -465,11 +601,15 @@ func (h *handler) judge(dead *host) {
 	}
 	if hung {
 		inFlight = overdue(inFlight)
+		lost = slices.DeleteFunc(lost, func(r lostRequest) bool { return !r.overdue })
 	}
-	if !outside {
+	if !outside && !(hung && len(inFlight)+len(lost) > 0) {
+		culprit = dead.reopening
+	}
+	if !outside && culprit == nil {
 		for _, o := range inFlight {
 			o.deaths++
-			if len(inFlight) == 1 {
+			if len(inFlight)+len(lost) == 1 {
 				o.alone++
 			} else {
 				o.alone = 0
@@ -479,12 +619,34 @@ func (h *handler) judge(dead *host) {
 			}
 		}
 	}
-	h.report(dead, inFlight, outside, len(condemned) > 0)
+	h.report(dead, culprit, inFlight, lost, outside, len(condemned) > 0)
+	if culprit != nil {
+		if culprit.reopenDeaths++; culprit.reopenDeaths >= reopenDeaths {
+			culprit.fail(fmt.Errorf("cannot be recovered: its handler's process has died %d times while reopening it",
+				culprit.reopenDeaths))
+		}
+	}
 	for _, o := range condemned {
 		h.unpark(o)
 		o.end(control.Failf(syscall.EIO, "the handler's process died with this request %d times", o.deaths))
 		h.noteProgress()
 	}
+	return culprit
+}
+
+// lostRequest is a request that its host took with it and that was ended at once.
+type lostRequest struct {
+	RequestInfo
+	overdue bool
+}
+
+// noteLost keeps for judge what it will not find among the parked requests.
+func (h *handler) noteLost(o *op) {
+	r := lostRequest{o.info(), o.req.Overdue()}
+	r.Deaths++
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lost = append(h.lost, r)
 }
 
 func overdue(list []*op) []*op {
@@ -524,6 +686,9 @@ func (h *handler) giveUp(err error) {
 	h.parked = nil
 	h.resume(err)
 	h.mu.Unlock()
+	for _, d := range h.lib.devicesServedBy(h) {
+		h.noLongerPutOff(d)
+	}
 	for _, o := range parked {
 		o.end(err)
 	}

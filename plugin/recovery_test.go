@@ -411,15 +411,17 @@ func TestKillsFromOutside(t *testing.T) {
 	}
 }
 
-// TestDeathBudget: a handler that dies whenever it reopens a device fails in the end; its devices answer EIO, and can
-// be removed, the handler unloaded, and both be had again.
+// TestDeathBudget: a handler that dies whenever it is loaded again, though not at first, fails in the end; its devices
+// answer EIO, and can be removed, the handler unloaded, and both be had again.
 func TestDeathBudget(t *testing.T) {
+	deadly := spoilInit(t)
 	l, logged := open(t, "fault")
 	load(t, l, "fault")
 	load(t, l, "ram")
 	bystander := add(t, l, 9, "/ram/@/1M", plugin.DeviceOptions{})
-	d := add(t, l, 0, "/fault/reopen=segv,store="+t.TempDir()+"/store", plugin.DeviceOptions{})
+	d := add(t, l, 0, "/fault/store="+t.TempDir()+"/store", plugin.DeviceOptions{})
 	mustWrite(t, d, block(1), 0)
+	deadly(true)
 	if err := syscall.Kill(info(t, l, "fault").PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -438,6 +440,7 @@ func TestDeathBudget(t *testing.T) {
 	_, err = l.AddDevice(t.Context(), 1, "/fault/", plugin.DeviceOptions{})
 	wantErrno(t, "add", err, syscall.EIO)
 	mustWrite(t, bystander, block(3), 0)
+	deadly(false)
 	if err := l.RemoveDevice(t.Context(), 0); err != nil && !errors.Is(err, syscall.EIO) {
 		t.Errorf("remove: %v", err)
 	}
@@ -447,6 +450,192 @@ func TestDeathBudget(t *testing.T) {
 	load(t, l, "fault")
 	d = add(t, l, 0, "/fault/", plugin.DeviceOptions{})
 	mustWrite(t, d, block(1), 0)
+}
+
+// spoilInit has handlers that are built from fault.c, and loaded from now on, die in handler_init while that is set.
+func spoilInit(t *testing.T) (set func(bool)) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "deadly")
+	t.Setenv("TCMUR_FAULT_INIT", path)
+	return func(deadly bool) {
+		t.Helper()
+		var err error
+		if deadly {
+			err = os.WriteFile(path, nil, 0o600)
+		} else {
+			err = os.Remove(path)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestInitDiesAtRestart: a handler that dies in handler_init when it is loaded again is tried again, and whoever waits
+// for it notices no more than that.
+func TestInitDiesAtRestart(t *testing.T) {
+	deadly := spoilInit(t)
+	l, logged := open(t, "fault")
+	load(t, l, "fault")
+	d := add(t, l, 0, "/fault/lazy="+t.TempDir()+"/lazy", plugin.DeviceOptions{})
+	mustWrite(t, d, block(1), 0)
+	deadly(true)
+	if err := syscall.Kill(info(t, l, "fault").PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	logged.waitFor(t, "recovery failed, trying again", "fault", "handler_init")
+	deadly(false)
+	wantContents(t, d, block(1), 0)
+}
+
+// TestReopenDies: devices in whose reopen the handler's process dies each time fail, and no other: neither by the
+// number of deaths, which all of them together have more of than the handler may, nor for longer than it takes to try
+// once.
+func TestReopenDies(t *testing.T) {
+	l, logged := open(t, "fault")
+	load(t, l, "fault")
+	dir := t.TempDir()
+	var devices []*plugin.Device
+	for i, word := range []string{"", "reopen=segv,", "", "reopen=abort,", ""} {
+		config := fmt.Sprintf("/fault/%slazy=%s/%d", word, dir, i)
+		devices = append(devices, add(t, l, i, config, plugin.DeviceOptions{}))
+		mustWrite(t, devices[i], block(i), 0)
+	}
+	if err := syscall.Kill(info(t, l, "fault").PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for i, d := range devices {
+		if i%2 == 0 {
+			wantContents(t, d, block(i), 0)
+			continue
+		}
+		_, err := d.ReadAt(make([]byte, 4096), 0)
+		wantErrno(t, "read", err, syscall.EIO, d.Name(), "3 times while reopening")
+		deaths := l.Deaths(i)
+		if len(deaths) != 3 {
+			t.Errorf("%d deaths for %s", len(deaths), d.Name())
+		}
+		for _, death := range deaths {
+			if text := death.String(); death.Reopening != d.Name() || !strings.Contains(text, "while reopening "+d.Name()) {
+				t.Errorf("the story of the death does not name %s:\n%s", d.Name(), text)
+			}
+		}
+	}
+	for i := 0; i < len(devices); i += 2 {
+		wantContents(t, devices[i], block(i), 0)
+	}
+	kill(t, l, "fault")
+	wantContents(t, devices[4], block(4), 0)
+	if strings.Contains(logged.String(), "handler has failed") {
+		t.Error("the handler has failed")
+	}
+}
+
+// TestReopenDiesOnce: a device whose reopen kills the process once is there after the others, with what it had retained
+// and what was in flight.
+func TestReopenDiesOnce(t *testing.T) {
+	l, logged := open(t, "fault")
+	load(t, l, "fault")
+	dir := t.TempDir()
+	good := add(t, l, 0, "/fault/store="+dir+"/good", plugin.DeviceOptions{})
+	config := fmt.Sprintf("/fault/delay=100000,reopen=segv,once=%s/once,lazy=%[1]s/bad", dir)
+	bad := add(t, l, 1, config, plugin.DeviceOptions{})
+	mustWrite(t, bad, block(1), 0)
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			if _, err := bad.WriteAt(block(i), int64(1+i)*4096); err != nil {
+				t.Errorf("write: %v", err)
+			}
+		})
+		all.Go(func() {
+			for range 100 {
+				if _, err := good.WriteAt(block(i), int64(i)*4096); err != nil {
+					t.Errorf("write: %v", err)
+				}
+			}
+		})
+	}
+	time.Sleep(20 * time.Millisecond) // part of the 100
+	if err := syscall.Kill(info(t, l, "fault").PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	all.Wait()
+	logged.waitFor(t, "device recovered after the others", "fault001")
+	wantContents(t, bad, block(1), 0)
+	for i := range 8 {
+		wantContents(t, bad, block(i), int64(1+i)*4096)
+		wantContents(t, good, block(i), int64(i)*4096)
+	}
+	kill(t, l, "fault") // when it is one of many again
+	wantContents(t, bad, block(1), 0)
+}
+
+// TestReopenHangs: a device whose reopen hangs holds up the others for part of its timeout only, and fails by itself.
+func TestReopenHangs(t *testing.T) {
+	l, _ := open(t, "fault")
+	load(t, l, "fault")
+	dir := t.TempDir()
+	before := add(t, l, 0, "/fault/store="+dir+"/0", plugin.DeviceOptions{})
+	bad := add(t, l, 1, "/fault/reopen=hang,store="+dir+"/1", plugin.DeviceOptions{Timeout: 6 * time.Second})
+	after := add(t, l, 2, "/fault/store="+dir+"/2", plugin.DeviceOptions{})
+	mustWrite(t, bad, block(1), 0)
+	if err := syscall.Kill(info(t, l, "fault").PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for i, d := range []*plugin.Device{before, after} {
+		mustWrite(t, d, block(i), 0)
+		wantContents(t, d, block(i), 0)
+	}
+	t.Logf("the others were back after %v", time.Since(began))
+	if bad.Failure() != nil {
+		t.Error("the others were back only when the device that hangs had failed")
+	}
+	_, err := bad.ReadAt(make([]byte, 4096), 0)
+	wantErrno(t, "read", err, syscall.EIO, "does not return from open")
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	wantContents(t, before, block(0), 0)
+	wantContents(t, after, block(1), 0)
+}
+
+// TestRemoveDiesInClose: what a removal says when the handler dies of it depends on what that means for the data.
+func TestRemoveDiesInClose(t *testing.T) {
+	l, logged := open(t, "fault")
+	load(t, l, "fault")
+	dir := t.TempDir()
+	flushed := add(t, l, 0, "/fault/close=segv,lazy="+dir+"/0", plugin.DeviceOptions{})
+	again := add(t, l, 1, fmt.Sprintf("/fault/close=segv,once=%s/once,lazy=%[1]s/1", dir), plugin.DeviceOptions{})
+	unguarded := add(t, l, 2, "/fault/close=segv,lazy="+dir+"/2", plugin.DeviceOptions{FailFast: true})
+	never := add(t, l, 3, "/fault/flush=segv,lazy="+dir+"/3", plugin.DeviceOptions{})
+	for i, d := range []*plugin.Device{flushed, again, unguarded, never} {
+		mustWrite(t, d, block(i), 0)
+	}
+	if err := flushed.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.RemoveDevice(t.Context(), 0); err != nil {
+		t.Errorf("everything was flushed: %v", err)
+	}
+	logged.waitFor(t, "device has failed", "fault000", "died while closing it")
+	if err := l.RemoveDevice(t.Context(), 1); err != nil {
+		t.Errorf("the second try went well: %v", err)
+	}
+	wantErrno(t, "remove", l.RemoveDevice(t.Context(), 2), syscall.EIO, "since its last flush may be lost")
+	wantErrno(t, "remove", l.RemoveDevice(t.Context(), 3), syscall.EIO, "of unflushed writes may be lost")
+	for i := range 2 {
+		got, err := os.ReadFile(fmt.Sprintf("%s/%d", dir, i))
+		if err != nil || !bytes.Equal(got[:4096], block(i)) {
+			t.Errorf("device %d: the file has other contents (%v)", i, err)
+		}
+	}
+	for i := range 4 {
+		if l.Device(i) != nil {
+			t.Errorf("device %d is still there", i)
+		}
+	}
 }
 
 // TestReopenRefused: a device that the handler does not open again fails alone.
@@ -580,8 +769,12 @@ func TestFailFast(t *testing.T) {
 	_, err := d.WriteAt(block(1), 4096)
 	wantErrno(t, "write", err, syscall.EIO)
 	awaitRestarts(t, l, "fault", 1)
-	if n := len(l.Deaths(-1)); n != 1 {
-		t.Errorf("%d deaths of a request that was not to be sent again", n)
+	deaths := l.Deaths(0)
+	if len(deaths) != 1 {
+		t.Fatalf("%d deaths of a request that was not to be sent again", len(deaths))
+	}
+	if text := deaths[0].String(); !strings.Contains(text, "in flight: write of 4096 bytes at 4096 on fault000") {
+		t.Errorf("the story of the death does not name the request:\n%s", text)
 	}
 	wantContents(t, d, make([]byte, 4096), 0) // the handler had it in memory, and nobody else had
 	mustWrite(t, d, block(2), 8192)

@@ -138,7 +138,12 @@ func (h *handler) handOver(ctx context.Context, old, next *host) error {
 	if !old.alive() {
 		<-old.abandoned
 		h.judge(old)
-		return h.takeOver(next)
+		if err := h.takeOver(next); err != nil {
+			next.kill()
+			h.judge(next)
+			return err
+		}
+		return nil
 	}
 	opened, err := h.openAll(ctx, devices, next)
 	if err == nil {
@@ -153,7 +158,7 @@ func (h *handler) handOver(ctx context.Context, old, next *host) error {
 		h.judge(next)
 	}
 	for _, d := range devices {
-		if h.bringBack(d, old) != nil {
+		if h.bringBack(d, old, d.reopenPatience()) != nil {
 			old.kill() // if it is not dead: what is retained did not all reach it; a recovery does it right
 			break
 		}
@@ -191,7 +196,7 @@ func (h *handler) openAll(ctx context.Context, devices []*Device, next *host) (o
 			continue
 		}
 		if err := d.comeBack(ctx, next); err != nil {
-			if ctx.Err() != nil {
+			if timeIsUp(ctx) {
 				next.killFor(killedForHang)
 				<-next.abandoned
 			}

@@ -29,7 +29,7 @@ func (d *Device) StartRead(n int, off int64, done Completion) bool {
 	if !d.gate.enter() {
 		return false
 	}
-	r := d.handler.direct.Load().TryGet(shared.OpRead, uint64(n))
+	r := d.direct.Load().TryGet(shared.OpRead, uint64(n))
 	if r == nil {
 		d.gate.leave()
 		return false
@@ -44,7 +44,7 @@ func (d *Device) StartWrite(p []byte, off int64, done Completion) bool {
 	if !d.plainWrite(len(p), off) || !d.gate.enter() {
 		return false
 	}
-	r := d.handler.direct.Load().TryGet(shared.OpWrite, uint64(len(p)))
+	r := d.direct.Load().TryGet(shared.OpWrite, uint64(len(p)))
 	if r == nil {
 		d.gate.leave()
 		return false
@@ -73,7 +73,7 @@ func (d *Device) Landing() *Landing {
 		return nil
 	}
 	defer d.gate.leave()
-	if r := d.handler.direct.Load().TryGet(shared.OpWrite, shared.MaxPayload); r != nil {
+	if r := d.direct.Load().TryGet(shared.OpWrite, shared.MaxPayload); r != nil {
 		return &Landing{r}
 	}
 	return nil
@@ -101,7 +101,7 @@ func (d *Device) StartLanded(l *Landing, n int, off int64, done Completion) bool
 	if l.r == nil || n == 0 || !d.plainWrite(n, off) || !d.gate.enter() {
 		return false
 	}
-	if !d.handler.direct.Load().Owns(l.r) {
+	if !d.direct.Load().Owns(l.r) {
 		d.gate.leave()
 		return false
 	}
@@ -117,7 +117,7 @@ func (d *Device) StartFlush(done Completion) bool {
 	if !d.gate.enter() {
 		return false
 	}
-	r := d.handler.direct.Load().TryGet(shared.OpFlush, 0)
+	r := d.direct.Load().TryGet(shared.OpFlush, 0)
 	if r == nil {
 		d.gate.leave()
 		return false
@@ -130,6 +130,6 @@ func (d *Device) StartFlush(done Completion) bool {
 // goroutine that started them. With a spin limit above 0 it then waits at most so long for completions and carries them
 // out itself; that pays when the caller's transfer is the only one in flight.
 func (d *Device) Commit(spin time.Duration) {
-	c := d.handler.direct.Load()
+	c := d.direct.Load()
 	c.Kick(spin)
 }

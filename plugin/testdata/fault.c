@@ -32,6 +32,8 @@
  *	garbage             it ends with a status that does not exist
  *	overrun             64 KiB on both sides of its buffer are overwritten
  *
+ * With TCMUR_FAULT_INIT in the environment it dies in handler_init while the file of that name exists.
+ *
  * With TCMUR_FAULT_ASYNC in the environment, or built as handler faultasync, the handler is asynchronous: a thread per
  * request.
  */
@@ -492,6 +494,10 @@ struct tcmur_handler fault_handler = {
 
 int handler_init(void)
 {
+	const char *deadly = getenv("TCMUR_FAULT_INIT");
+
+	if (deadly && access(deadly, F_OK) == 0)
+		die_of_segv(NULL);
 	async = FAULT_ASYNC;
 	if (async)
 		fault_handler.nr_threads = 0;
