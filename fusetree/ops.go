@@ -55,6 +55,12 @@ type Ops struct {
 	// spin above 0 the one request in flight is of this node, and Commit may wait so long for its end.
 	Commit func(n *Node, spin time.Duration)
 
+	// Fallocate is called for fallocate(2) on a file that is open for writing, with its mode. The kernel lets through
+	// only the flags FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE and FALLOC_FL_ZERO_RANGE, and 0. It has written back what
+	// it had cached of the range, and drops it after a success; meanwhile other writes to the node wait. A Fallocate
+	// that changes the size calls UpdateSize. Without it fallocate(2) fails with EOPNOTSUPP.
+	Fallocate func(f *File, mode uint32, off, length int64) error
+
 	// Truncate is called for ftruncate(2), truncate(2) and open(2) with O_TRUNC; f is nil where no open file is
 	// involved, as for the latter two. A Truncate that changes the size calls UpdateSize. Without it the request is
 	// accepted and ignored, and the size stays, as O_TRUNC on a block device does.

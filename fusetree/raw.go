@@ -5,6 +5,7 @@ package fusetree
 import (
 	"errors"
 	"io"
+	"math"
 	"slices"
 	"syscall"
 	"time"
@@ -187,14 +188,20 @@ func (r *rawFS) Readlink(<-chan struct{}, *fuse.InHeader) ([]byte, fuse.Status) 
 	return nil, fuse.EINVAL
 }
 
-// StatFs says what holds for all files: no space to account for, and the block size (which is the discard granularity
-// of a loop device on a file of ours) and name length.
-func (r *rawFS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+// StatFs says that there is no space to account for, the name length, and the node's block size, at least a page: that
+// is the discard granularity of a loop device on it.
+func (r *rawFS) StatFs(_ <-chan struct{}, header *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	r.t.mu.Lock()
 	defer r.t.mu.Unlock()
+	size := uint32(defaultBlockSize)
+	if n := r.node(header.NodeId); n != nil {
+		n.attrMu.Lock()
+		size = max(size, n.attr.blockSize)
+		n.attrMu.Unlock()
+	}
 	*out = fuse.StatfsOut{
-		Bsize:   defaultBlockSize,
-		Frsize:  defaultBlockSize,
+		Bsize:   size,
+		Frsize:  size,
 		NameLen: maxNameLen,
 		Files:   uint64(len(r.t.nodes)),
 	}
@@ -444,8 +451,19 @@ func (r *rawFS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) f
 	return fuse.OK
 }
 
-// Fallocate: not ENOSYS, which would settle it for every node.
-func (r *rawFS) Fallocate(<-chan struct{}, *fuse.FallocateIn) fuse.Status { return fuse.ENOTSUP }
+// Fallocate: never ENOSYS, which would settle it for every node.
+func (r *rawFS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	f, st := r.file(in.Fh)
+	switch {
+	case !st.Ok():
+		return st
+	case in.Offset > math.MaxInt64 || in.Length > math.MaxInt64-in.Offset:
+		return fuse.Status(syscall.EFBIG)
+	case f.Node.ops.Fallocate == nil:
+		return fuse.ENOTSUP
+	}
+	return r.t.status(f.Node, "fallocate", f.Node.ops.Fallocate(f, in.Mode, int64(in.Offset), int64(in.Length)))
+}
 
 // CopyFileRange fails in the way that makes the kernel copy by reading and writing.
 func (r *rawFS) CopyFileRange(<-chan struct{}, *fuse.CopyFileRangeIn) (uint32, fuse.Status) {

@@ -29,6 +29,8 @@ type DeviceOptions struct {
 	BlockSize int   // bytes, a power of two from 512 to 65536; 0: the handler's own, 512 if it has none
 	MaxXfer   int   // largest request to the handler in bytes, a multiple of 512 up to 1 MiB; 0: 1 MiB
 	ReadOnly  bool
+	// NoDiscard refuses Discard, with EOPNOTSUPP.
+	NoDiscard bool
 	// FailFast: when the handler's process dies its requests fail with EIO at once, instead of being sent again, and
 	// nothing is retained. The device is still reopened.
 	FailFast bool
@@ -95,6 +97,7 @@ type Device struct {
 	alignment int64
 	canRead   bool
 	canWrite  bool
+	clears    clearing
 	// retains: writes are kept until they are flushed. May change with a reopen.
 	retains atomic.Bool
 	// unguarded: they should be, but FailFast forbids it.
@@ -255,6 +258,7 @@ func (d *Device) adopt(r *hostpb.OpenReply) error {
 	d.blockSize, d.alignment = int(block), int64(align)
 	d.maxXfer = int(xfer) - int(xfer)%int(align)
 	d.canRead, d.canWrite = r.GetCanRead(), r.GetCanWrite()
+	d.clears.adopt(r)
 	d.retains.Store(d.mustRetain(r))
 	d.unguarded = d.opts.FailFast && d.losesWrites(r)
 	return nil

@@ -178,18 +178,23 @@ func (w *wait) Complete(data []byte, _ int, err error) {
 
 // request sends one request and waits for it. p is the data to write or the buffer to fill.
 func (d *Device) request(op shared.Op, p []byte, off int64) error {
+	return d.requestFor(op, p, len(p), off)
+}
+
+// requestFor is request for n bytes: of p, or without data.
+func (d *Device) requestFor(op shared.Op, p []byte, n int, off int64) error {
 	began := sinceEpoch()
 	var err error
-	if op == shared.OpWrite {
+	if op != shared.OpRead && op != shared.OpFlush {
 		err = d.awaitRoom()
 	}
 	var r *shared.Request
 	if err == nil {
-		r, err = d.acquire(op, len(p))
+		r, err = d.acquire(op, n)
 	}
 	if err != nil {
 		d.stats.refused(op, began)
-		return d.requestError(op, len(p), off, err, StatusHWError)
+		return d.requestError(op, n, off, err, StatusHWError)
 	}
 	d.stats.waited(op, began)
 	w := waits.Get().(*wait)

@@ -166,6 +166,57 @@ func TestRetentionOrder(t *testing.T) {
 	wantContents(t, d, want, 0)
 }
 
+// TestRetainedClears: holes and zeroed ranges that a host has acknowledged into its memory, and lost, are made again,
+// in their order among the writes around them. That a flush covers them ends it.
+func TestRetainedClears(t *testing.T) {
+	l, _ := open(t, "fault")
+	load(t, l, "fault")
+	dir := t.TempDir()
+	for minor, config := range []string{"/fault/zeroes,lazy=" + dir + "/unmap", "/fault/lazy=" + dir + "/writesame"} {
+		d := add(t, l, minor, config, plugin.DeviceOptions{})
+		want := make([]byte, 64<<10)
+		for i := range want {
+			want[i] = byte(i>>9) | 1
+		}
+		mustWrite(t, d, want, 0)
+		if err := d.Flush(); err != nil { // what a lost hole would bring to light again
+			t.Fatal(err)
+		}
+		for i := range 200 {
+			off, n := int64(i*i%13)*4096+int64(i%3)*100, int64(4096+i%5*700)
+			p := want[off : off+n]
+			switch i % 4 {
+			case 0, 1:
+				copy(p, bytes.Repeat([]byte{byte(i) | 1}, int(n)))
+				mustWrite(t, d, p, off)
+				continue
+			case 2:
+				clear(p)
+				if err := d.Discard(off, n); err != nil {
+					t.Fatal(err)
+				}
+			case 3:
+				clear(p)
+				if err := d.Zero(off, n); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for range 2 {
+			kill(t, l, "fault")
+			wantContents(t, d, want, 0)
+		}
+		if d.Retained() == 0 {
+			t.Error("nothing is retained, though nothing was flushed")
+		}
+		if err := d.Flush(); err != nil || d.Retained() != 0 {
+			t.Errorf("%d bytes are retained after a flush (%v)", d.Retained(), err)
+		}
+		kill(t, l, "fault")
+		wantContents(t, d, want, 0)
+	}
+}
+
 // TestFlushBoundary: what completes while a flush is under way is not covered by it.
 func TestFlushBoundary(t *testing.T) {
 	l, _ := open(t, "fault")
@@ -198,7 +249,7 @@ func TestContentsModel(t *testing.T) {
 		t.Run(handler, func(t *testing.T) {
 			l, _ := open(t, "fault")
 			path := filepath.Join(t.TempDir(), "contents")
-			subtype, config := "fault", fmt.Sprintf("/fault/size=%d,delay=100,%s=%s", clients*stripe, handler, path)
+			subtype, config := "fault", fmt.Sprintf("/fault/zeroes,size=%d,delay=100,%s=%s", clients*stripe, handler, path)
 			if handler == "file" {
 				subtype, config = "file", "/file/"+path
 			}
@@ -269,6 +320,16 @@ func driveModel(
 			}
 			if _, err := d.WriteAt(model[off:off+n], start+off); err != nil {
 				t.Errorf("write: %v", err)
+			}
+		case 4:
+			clear(model[off : off+n])
+			if err := d.Zero(start+off, n); err != nil {
+				t.Errorf("zero: %v", err)
+			}
+		case 5:
+			clear(model[off : off+n])
+			if err := d.Discard(start+off, n); err != nil {
+				t.Errorf("discard: %v", err)
 			}
 		case 0, 1, 2:
 			wantContents(t, d, model[off:off+n], start+off)

@@ -32,6 +32,7 @@ func addOptions() []addOption {
 		{"block_size", "BYTES", "logical block size", setBlockSize},
 		{"max_xfer", "BYTES", "largest request the handler is given", setMaxXfer},
 		{"ro", "", "read-only", setReadOnly},
+		{"discard", "on|off", "give back the space of punched holes (the default), or refuse to punch any", setDiscard},
 		{"recovery", "replay|fail", "when its handler dies: send requests again (the default), or fail them", setRecovery},
 		{"timeout", "SECONDS", "kill a handler that takes longer for a request; 0 never, default 30", setTimeout},
 		{"retain", "BYTES", "unflushed writes to keep for a replay, default 32M; above it a flush is made", setRetention},
@@ -55,6 +56,20 @@ func setMaxXfer(options *plugin.DeviceOptions, value string) (err error) {
 
 func setReadOnly(options *plugin.DeviceOptions, _ string) error {
 	options.ReadOnly = true
+	return nil
+}
+
+// The values of discard=.
+const (
+	discardOn  = "on"
+	discardOff = "off"
+)
+
+func setDiscard(options *plugin.DeviceOptions, value string) error {
+	if value != discardOn && value != discardOff {
+		return failf(syscall.EINVAL, "%q: must be %s or %s", value, discardOn, discardOff)
+	}
+	options.NoDiscard = value == discardOff
 	return nil
 }
 

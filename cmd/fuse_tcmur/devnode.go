@@ -34,6 +34,8 @@ type device interface {
 	StartFlush(done plugin.Completion) bool
 	Commit(spin time.Duration)
 	Flush() error
+	Discard(off, n int64) error
+	Zero(off, n int64) error
 	Failure() error
 }
 
@@ -55,6 +57,8 @@ func (n *deviceNode) ops() *fusetree.Ops {
 		Read:    n.read,
 		Write:   n.write,
 		Fsync:   n.fsync,
+
+		Fallocate: n.fallocate,
 		// The size of a device does not change this way, and cp, dd and shells truncate what they write to.
 		Truncate: func(*fusetree.File, int64) error { return nil },
 	}

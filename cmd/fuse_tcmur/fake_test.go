@@ -241,6 +241,15 @@ func (d *fakeDevice) Flush() error {
 	return d.flushErr
 }
 
+func (d *fakeDevice) Discard(off, n int64) error { return d.Zero(off, n) }
+
+func (d *fakeDevice) Zero(off, n int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.data[off : off+n])
+	return nil
+}
+
 func (d *fakeDevice) Failure() error { return d.failure }
 
 func (d *fakeDevice) flushCount() int {

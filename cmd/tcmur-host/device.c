@@ -334,6 +334,7 @@ static void reset(struct tcmu_device *dev, const struct native_open *how, char *
 	atomic_store(&dev->solid_state, false);
 	atomic_store(&dev->write_protect, how->read_only);
 	atomic_store(&dev->writes_survive, false);
+	atomic_store(&dev->unmap_zeroes, false);
 	atomic_store(&dev->handler_private, NULL);
 	memset(dev->runner_private, 0, sizeof(dev->runner_private));
 
@@ -543,6 +544,8 @@ void device_geometry(uint32_t index, struct native_geometry *out)
 	out->write_cache = atomic_load(&dev->write_cache);
 	out->rotational = !atomic_load(&dev->solid_state);
 	out->writes_survive = atomic_load(&dev->writes_survive);
+	out->can_write_same = write && host_handler.writesame;
+	out->unmap_zeroes = atomic_load(&dev->unmap_zeroes);
 }
 
 int device_start(uint32_t index, uint64_t boundary)

@@ -40,7 +40,8 @@ var additional = strings.Fields(`
 	tcmu_dev_get_opt_xcopy_rw_len tcmu_dev_set_write_protect_enabled tcmu_dev_get_uio_name`)
 
 // extensions are ours, declared weak for handlers.
-var extensions = strings.Fields(`tcmur_dev_keep_memory tcmur_dev_set_writes_survive`)
+var extensions = strings.Fields(`tcmur_dev_keep_memory tcmur_dev_set_writes_survive
+	tcmur_dev_set_unmap_zeroes`)
 
 // ofGo says whether a symbol comes from Go's runtime, the linker or the C library's start files.
 func ofGo(name string) bool {

@@ -178,6 +178,7 @@ struct tcmu_device {
 	_Atomic uint32_t lock_lost;
 	_Atomic uint32_t timed_out;
 	_Atomic bool writes_survive;
+	_Atomic bool unmap_zeroes;
 	/* The handler needs a reopen: no callouts until then. Changed under lock, read without; see device_lost(). */
 	_Atomic bool lost;
 

@@ -222,6 +222,7 @@ type geometry struct {
 	size                                  uint64
 	blockSize, maxXfer, alignment         uint32
 	canWrite, canFlush, canUnmap, canZero bool
+	canWriteSame, unmapZeroes             bool
 	writeCache, rotational, writesSurvive bool
 }
 
@@ -233,6 +234,7 @@ func deviceGeometry(index uint32) geometry {
 		alignment: uint32(g.alignment), canWrite: bool(g.can_write), canFlush: bool(g.can_flush),
 		canUnmap: bool(g.can_unmap), canZero: bool(g.can_zero), writeCache: bool(g.write_cache),
 		rotational: bool(g.rotational), writesSurvive: bool(g.writes_survive),
+		canWriteSame: bool(g.can_write_same), unmapZeroes: bool(g.unmap_zeroes),
 	}
 }
 

@@ -108,6 +108,8 @@ struct native_geometry {
 	bool write_cache;
 	bool rotational;
 	bool writes_survive;
+	bool can_write_same;
+	bool unmap_zeroes;
 };
 
 /*

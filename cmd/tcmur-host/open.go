@@ -144,5 +144,6 @@ func start(p openParams, s sizing) (*hostpb.OpenReply, error) {
 		Size: g.size, BlockSize: g.blockSize, MaxXfer: g.maxXfer, Alignment: g.alignment,
 		CanRead: true, CanWrite: g.canWrite, CanFlush: g.canFlush, CanUnmap: g.canUnmap, CanZero: g.canZero,
 		WriteCache: g.writeCache, Rotational: g.rotational, WritesSurvive: g.writesSurvive,
+		CanWriteSame: g.canWriteSame, UnmapZeroes: g.unmapZeroes,
 	}, nil
 }

@@ -51,6 +51,7 @@ GET(bool, tcmu_dev_get_solid_state_media, solid_state)
 SET(bool, tcmu_dev_set_write_protect_enabled, write_protect)
 GET(bool, tcmu_dev_get_write_protect_enabled, write_protect)
 SET(bool, tcmur_dev_set_writes_survive, writes_survive)
+SET(bool, tcmur_dev_set_unmap_zeroes, unmap_zeroes)
 SET(void *, tcmur_dev_set_private, handler_private)
 
 /* On the path of every request: no ordering is needed, as the handler sets it in open and reads it after that. */

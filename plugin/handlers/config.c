@@ -38,6 +38,8 @@ void config_announce(struct tcmu_device *dev, uint64_t size)
 	tcmu_dev_set_opt_unmap_gran(dev, unit, false);
 	tcmu_dev_set_unmap_gran_align(dev, unit);
 	tcmu_dev_set_write_cache_enabled(dev, true);
+	if (tcmur_dev_set_unmap_zeroes)
+		tcmur_dev_set_unmap_zeroes(dev, true);
 }
 
 void config_announce_survival(struct tcmu_device *dev)

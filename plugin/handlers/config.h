@@ -20,7 +20,7 @@ void config_settle_block_size(struct tcmu_device *dev);
 
 /*
  * Tells the size a device turned out to have, and what its discards are like: at least a page is given back at once,
- * and the handler takes ranges of any length. (tcmu-runner divides by the alignment, so it must not stay 0.)
+ * and the handler takes ranges of any length, which read back zeroes. (tcmu-runner divides by the alignment, so it must not stay 0.)
  */
 void config_announce(struct tcmu_device *dev, uint64_t size);
 

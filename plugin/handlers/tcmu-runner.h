@@ -403,6 +403,12 @@ TCMUR_EXTENSION int tcmur_dev_keep_memory(struct tcmu_device *dev, const char *n
  */
 TCMUR_EXTENSION void tcmur_dev_set_writes_survive(struct tcmu_device *dev, bool survive);
 
+/*
+ * Says in open() that a range reads back zeroes after unmap() has returned TCMU_STS_OK for it, at any alignment. Without
+ * it, what users want to read as zeroes is filled by writesame() or written.
+ */
+TCMUR_EXTENSION void tcmur_dev_set_unmap_zeroes(struct tcmu_device *dev, bool zeroes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -512,6 +512,10 @@ type OpenReply struct {
 	Rotational bool `protobuf:"varint,11,opt,name=rotational,proto3" json:"rotational,omitempty"`
 	// A change that has completed survives the death of the host without a flush: the front need not keep it.
 	WritesSurvive bool `protobuf:"varint,12,opt,name=writes_survive,json=writesSurvive,proto3" json:"writes_survive,omitempty"`
+	// ZERO is one callout however long it is, and not written in pieces.
+	CanWriteSame bool `protobuf:"varint,20,opt,name=can_write_same,json=canWriteSame,proto3" json:"can_write_same,omitempty"`
+	// What UNMAP has covered reads back zeroes.
+	UnmapZeroes   bool `protobuf:"varint,21,opt,name=unmap_zeroes,json=unmapZeroes,proto3" json:"unmap_zeroes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -626,6 +630,20 @@ func (x *OpenReply) GetRotational() bool {
 func (x *OpenReply) GetWritesSurvive() bool {
 	if x != nil {
 		return x.WritesSurvive
+	}
+	return false
+}
+
+func (x *OpenReply) GetCanWriteSame() bool {
+	if x != nil {
+		return x.CanWriteSame
+	}
+	return false
+}
+
+func (x *OpenReply) GetUnmapZeroes() bool {
+	if x != nil {
+		return x.UnmapZeroes
 	}
 	return false
 }
@@ -825,7 +843,7 @@ const file_host_proto_rawDesc = "" +
 	"\bmax_xfer\x18\x06 \x01(\rR\amaxXfer\x12\x1b\n" +
 	"\tread_only\x18\a \x01(\bR\breadOnly\x12\x16\n" +
 	"\x06reopen\x18\b \x01(\bR\x06reopen\x12\x19\n" +
-	"\bretry_ms\x18\t \x01(\rR\aretryMs\"\xec\x02\n" +
+	"\bretry_ms\x18\t \x01(\rR\aretryMs\"\xb5\x03\n" +
 	"\tOpenReply\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x1d\n" +
 	"\n" +
@@ -843,7 +861,9 @@ const file_host_proto_rawDesc = "" +
 	"\n" +
 	"rotational\x18\v \x01(\bR\n" +
 	"rotational\x12%\n" +
-	"\x0ewrites_survive\x18\f \x01(\bR\rwritesSurvive\"&\n" +
+	"\x0ewrites_survive\x18\f \x01(\bR\rwritesSurvive\x12$\n" +
+	"\x0ecan_write_same\x18\x14 \x01(\bR\fcanWriteSame\x12!\n" +
+	"\funmap_zeroes\x18\x15 \x01(\bR\vunmapZeroes\"&\n" +
 	"\fCloseRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\"\f\n" +
 	"\n" +

@@ -7,6 +7,7 @@
  *	size=BYTES          1 MiB unless given
  *	delay=USEC          each read, write and flush takes so long
  *	linger=USEC         a flush takes so much longer when its work is done
+ *	zeroes              what is unmapped reads back zeroes, and the host is told so
  *
  * Where its contents are:
  *
@@ -22,7 +23,7 @@
  *	OP:OFFSET=EFFECT    whenever OP touches this byte
  *	once=PATH           only until the file exists, which is made just before the first effect
  *
- * OP is check, open, reopen, close, read, write or flush; open is the first one only. EFFECT is a TCMU_STS code (a
+ * OP is check, open, reopen, close, read, write, flush, unmap or writesame (of zeroes, always); open is the first one only. EFFECT is a TCMU_STS code (a
  * negative errno for open and reopen), a name in fault_effects.h, or one of those that concern the call:
  *
  *	never               it never ends: asynchronously, or as hang
@@ -60,10 +61,13 @@ enum op {
 	OP_READ,
 	OP_WRITE,
 	OP_FLUSH,
+	OP_UNMAP,
+	OP_WRITESAME,
 	OPS
 };
 
-static const char *const op_names[OPS] = { "check", "open", "reopen", "close", "read", "write", "flush" };
+static const char *const op_names[OPS] = { "check", "open",  "reopen", "close",    "read",
+					   "write", "flush", "unmap",  "writesame" };
 
 struct rule {
 	enum op op;
@@ -78,6 +82,7 @@ struct fault {
 	unsigned int delay;
 	unsigned int linger;
 	bool is_volatile;
+	bool zeroes;
 	char *path; /* of the contents' file, NULL without one */
 	bool lazy;
 	char *once;
@@ -142,6 +147,8 @@ static void parse(struct fault *f, const char *config)
 			f->linger = (unsigned int)strtoul(value, NULL, 0);
 		else if (after(s, "volatile"))
 			f->is_volatile = true;
+		else if (after(s, "zeroes"))
+			f->zeroes = true;
 		else if ((value = after(s, "once=")))
 			f->once = copy_word(value);
 		else if ((value = after(s, "store=")) || (value = after(s, "lazy="))) {
@@ -343,6 +350,9 @@ static int fault_open(struct tcmu_device *dev, bool reopen)
 		return ret;
 	}
 	tcmu_dev_set_num_lbas(dev, f->size / tcmu_dev_get_block_size(dev));
+	tcmu_dev_set_opt_unmap_gran(dev, 8, false);
+	if (tcmur_dev_set_unmap_zeroes)
+		tcmur_dev_set_unmap_zeroes(dev, f->zeroes);
 	tcmur_dev_set_private(dev, f);
 	return 0;
 }
@@ -363,6 +373,8 @@ static bool file_io(struct fault *f, const struct call *c)
 {
 	ssize_t n;
 
+	if (c->op == OP_UNMAP || c->op == OP_WRITESAME)
+		return fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, c->offset, (off_t)c->length) == 0;
 	if (c->op == OP_READ)
 		n = preadv(f->fd, c->iov, (int)c->iov_cnt, c->offset);
 	else
@@ -376,7 +388,10 @@ static void memory_io(struct fault *f, const struct call *c)
 		tcmu_memcpy_into_iovec(c->iov, c->iov_cnt, f->data + c->offset, c->length);
 		return;
 	}
-	tcmu_memcpy_from_iovec(f->data + c->offset, c->length, c->iov, c->iov_cnt);
+	if (c->op == OP_WRITE)
+		tcmu_memcpy_from_iovec(f->data + c->offset, c->length, c->iov, c->iov_cnt);
+	else
+		memset(f->data + c->offset, 0, c->length);
 	for (size_t b = (size_t)c->offset / BLOCK; f->dirty && b * BLOCK < (size_t)c->offset + c->length; b++)
 		__atomic_store_n(&f->dirty[b], 1, __ATOMIC_RELEASE);
 }
@@ -412,6 +427,8 @@ static int carry_out(struct call *c, int *ends)
 		usleep(f->linger);
 		return sts;
 	}
+	if (c->op == OP_UNMAP && !f->zeroes)
+		return TCMU_STS_OK; /* nobody may rely on it, so that nothing does just as well */
 	if (f->data)
 		memory_io(f, c);
 	else if (!file_io(f, c))
@@ -479,6 +496,19 @@ static int fault_flush(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 	return start((struct call){ .dev = dev, .cmd = cmd, .op = OP_FLUSH });
 }
 
+static int fault_unmap(struct tcmu_device *dev, struct tcmur_cmd *cmd, uint64_t offset, uint64_t length)
+{
+	return start((struct call){ dev, cmd, OP_UNMAP, NULL, 0, length, (off_t)offset });
+}
+
+static int fault_writesame(struct tcmu_device *dev, struct tcmur_cmd *cmd, uint64_t offset, uint64_t length,
+			   struct iovec *iov, size_t iov_cnt)
+{
+	if (!tcmu_iovec_zeroed(iov, iov_cnt))
+		return TCMU_STS_NOT_HANDLED;
+	return start((struct call){ dev, cmd, OP_WRITESAME, iov, iov_cnt, length, (off_t)offset });
+}
+
 struct tcmur_handler fault_handler = {
 	.name = "Fault injection for tests",
 	.subtype = FAULT_SUBTYPE,
@@ -490,6 +520,8 @@ struct tcmur_handler fault_handler = {
 	.read = fault_read,
 	.write = fault_write,
 	.flush = fault_flush,
+	.unmap = fault_unmap,
+	.writesame = fault_writesame,
 };
 
 int handler_init(void)
