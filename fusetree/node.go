@@ -58,6 +58,7 @@ type Node struct {
 // attributes are what stat(2) shows.
 type attributes struct {
 	mode      uint32 // permissions
+	owner     fuse.Owner
 	size      int64
 	blockSize uint32
 	atime     time.Time
@@ -75,6 +76,7 @@ func newNode(t *Tree, id uint64, name string, parent *Node, mode uint32) *Node {
 		parent: parent,
 		attr: attributes{
 			mode:      mode & permissions,
+			owner:     t.owner,
 			blockSize: defaultBlockSize,
 			atime:     now,
 			mtime:     now,
@@ -145,6 +147,11 @@ func (n *Node) UpdateMode(mode uint32) {
 	n.update(func(a *attributes) { a.mode = mode & permissions })
 }
 
+// UpdateOwner sets the user and the group of the node, which were those of this process.
+func (n *Node) UpdateOwner(uid, gid uint32) {
+	n.update(func(a *attributes) { a.owner = fuse.Owner{Uid: uid, Gid: gid} })
+}
+
 // UpdateSize sets the size of a file in bytes. It panics if size is negative.
 func (n *Node) UpdateSize(size int64) {
 	if size < 0 {
@@ -186,7 +193,7 @@ func (n *Node) fillAttr(out *fuse.Attr) {
 		Blocks:  uint64(a.size+statBlock-1) / statBlock, // no holes, or cp(1) looks for them
 		Mode:    syscall.S_IFREG | a.mode,
 		Nlink:   1,
-		Owner:   n.tree.owner,
+		Owner:   a.owner,
 		Blksize: a.blockSize,
 	}
 	out.SetTimes(&a.atime, &a.mtime, &a.ctime)

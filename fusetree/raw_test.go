@@ -171,9 +171,12 @@ func TestUpdatesAreVisibleAtOnce(t *testing.T) {
 		}
 		node.UpdateSize(i * 512)
 		node.UpdateMode(uint32(i % 0o1000))
+		node.UpdateOwner(uint32(i), uint32(i+1))
 		st := stat(t, s.path("file"))
-		if st.Size != i*512 || st.Mode&0o7777 != uint32(i%0o1000) || st.Ino != node.id {
-			t.Errorf("round %d: size %d, mode %o, inode %d (%d)", i, st.Size, st.Mode, st.Ino, node.id)
+		if st.Size != i*512 || st.Mode&0o7777 != uint32(i%0o1000) || st.Ino != node.id ||
+			st.Uid != uint32(i) || st.Gid != uint32(i+1) {
+			t.Errorf("round %d: size %d, mode %o, owner %d:%d, inode %d (%d)", i, st.Size, st.Mode, st.Uid, st.Gid, st.Ino,
+				node.id)
 			break
 		}
 	}

@@ -56,7 +56,7 @@ type Tree struct {
 	mountpoint string
 	opts       Options
 	log        hclog.Logger
-	owner      fuse.Owner // of every node: the user that this process runs as
+	owner      fuse.Owner // of nodes at first: the user that this process runs as
 	root       *Node
 	files      handleTable
 	mounted    chan struct{}

@@ -104,14 +104,18 @@ func (h *handler) current() *host {
 	return h.host
 }
 
-// findFile returns the path of the first file that a prefix and the subtype name. ENOENT tells which were tried.
+// findFile returns the path of the first file that a prefix and the subtype name. ENOENT tells which were tried; EPERM:
+// somebody could change the file who should not.
 func (l *Library) findFile(subtype string) (string, error) {
 	var tried []string
 	for _, prefix := range l.cfg.HandlerPrefixes {
 		path := prefix + subtype + ".so"
 		_, err := os.Stat(path)
 		if err == nil {
-			return filepath.Abs(path)
+			if path, err = filepath.Abs(path); err == nil && !l.cfg.AllowInsecureHandlers {
+				err = checkTrusted(path)
+			}
+			return path, err
 		}
 		if !errors.Is(err, os.ErrNotExist) {
 			return "", fmt.Errorf("handler file: %w", err)

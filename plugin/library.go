@@ -53,6 +53,8 @@ type Config struct {
 	// DeathBudget is how many deaths in a row, without a request completed between them, make a handler fail; 0 for
 	// DefaultDeathBudget.
 	DeathBudget int
+	// AllowInsecureHandlers loads also files that others than root and their owner can change or replace.
+	AllowInsecureHandlers bool
 	// Logger receives the library's and the handlers' messages; nil discards them.
 	Logger hclog.Logger
 }
@@ -121,8 +123,8 @@ func (l *Library) Exit(ctx context.Context) error {
 // LoadHandler is tcmur_handler_load: it starts a host process and lets it load the handler of the given subtype.
 //
 // EINVAL: not a possible subtype. EEXIST: loaded already. ENOSPC: MaxHandlers are loaded. ENOENT: no such file, or
-// dlopen failed. EBADF: not a handler (no handler_init). EIO: handler_init failed, or the host died. ENOEXEC: built for
-// a tcmu-runner that cannot be served, or malformed.
+// dlopen failed. EPERM: others than root and its owner can change the file. EBADF: not a handler (no handler_init).
+// EIO: handler_init failed, or the host died. ENOEXEC: built for a tcmu-runner that cannot be served, or malformed.
 func (l *Library) LoadHandler(ctx context.Context, subtype string) error {
 	if err := checkSubtype(subtype); err != nil {
 		return fmt.Errorf("load: %w", err)

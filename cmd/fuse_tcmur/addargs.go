@@ -15,19 +15,21 @@ type addArgs struct {
 	minor   int
 	config  string // begins with '/'
 	options plugin.DeviceOptions
+	access  nodeAccess
 }
 
 // addOption is one KEY=VALUE, or KEY alone where value is "", that "add" understands before the config string.
-type addOption struct {
+type addOption[T any] struct {
 	key     string
 	value   string // what stands for the value in the help, "" if the option takes none
 	summary string
-	set     func(options *plugin.DeviceOptions, value string) error
+	set     func(options *T, value string) error
 }
 
-// addOptions is the table of them: the parser, the help and the error messages all read it.
-func addOptions() []addOption {
-	return []addOption{
+// addOptions is the table of those that are for the device, as accessOptions is for its node: the parser, the help and
+// the error messages all read them.
+func addOptions() []addOption[plugin.DeviceOptions] {
+	return []addOption[plugin.DeviceOptions]{
 		{"size", "BYTES", "size of the device, where the handler does not know it", setSize},
 		{"block_size", "BYTES", "logical block size", setBlockSize},
 		{"max_xfer", "BYTES", "largest request the handler is given", setMaxXfer},
@@ -132,7 +134,7 @@ func parseAdd(text string) (addArgs, error) {
 			return args, failf(syscall.EINVAL, "%s is given twice", key)
 		}
 		given[key] = true
-		if err := setAddOption(&args.options, word); err != nil {
+		if err := args.set(word); err != nil {
 			return args, err
 		}
 	}
@@ -140,27 +142,47 @@ func parseAdd(text string) (addArgs, error) {
 	return args, nil
 }
 
-// setAddOption applies one word of "add" that stands before the config string.
-func setAddOption(options *plugin.DeviceOptions, word string) error {
+// set applies one word of "add" that stands before the config string.
+func (a *addArgs) set(word string) error {
+	known, err := setOption(addOptions(), &a.options, word)
+	if !known {
+		known, err = setOption(accessOptions(), &a.access, word)
+	}
+	if known {
+		return err
+	}
+	var keys []string
+	eachAddOption(func(key, _, _ string) { keys = append(keys, key) })
+	return failf(syscall.EINVAL, "unknown option %q (known: %s); the config string begins with '/'",
+		word, strings.Join(keys, ", "))
+}
+
+// setOption applies a word to options if the table knows it.
+func setOption[T any](table []addOption[T], options *T, word string) (known bool, err error) {
 	key, value, hasValue := strings.Cut(word, "=")
-	for _, option := range addOptions() {
+	for _, option := range table {
 		switch {
 		case option.key != key:
 			continue
 		case option.value == "" && hasValue:
-			return failf(syscall.EINVAL, "%s takes no value", key)
+			return true, failf(syscall.EINVAL, "%s takes no value", key)
 		case option.value != "" && value == "":
-			return failf(syscall.EINVAL, "%s needs a value: %s=%s", key, key, option.value)
+			return true, failf(syscall.EINVAL, "%s needs a value: %s=%s", key, key, option.value)
 		}
 		if err := option.set(options, value); err != nil {
-			return failf(errnoOf(err), "%s: %w", key, err)
+			return true, failf(errnoOf(err), "%s: %w", key, err)
 		}
-		return nil
+		return true, nil
 	}
-	known := make([]string, 0, len(addOptions()))
+	return false, nil
+}
+
+// eachAddOption tells of every option of "add", in the order of the help.
+func eachAddOption(tell func(key, value, summary string)) {
 	for _, option := range addOptions() {
-		known = append(known, option.key)
+		tell(option.key, option.value, option.summary)
 	}
-	return failf(syscall.EINVAL, "unknown option %q (known: %s); the config string begins with '/'",
-		word, strings.Join(known, ", "))
+	for _, option := range accessOptions() {
+		tell(option.key, option.value, option.summary)
+	}
 }

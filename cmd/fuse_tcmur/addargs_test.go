@@ -30,13 +30,17 @@ func TestParseAdd(t *testing.T) {
 		"4 recovery=replay timeout=500ms /ram/@": {
 			minor: 4, config: "/ram/@", options: plugin.DeviceOptions{Timeout: 500 * time.Millisecond},
 		},
+		"6 mode=0640 owner=0 group=54321 /ram/@": {
+			minor: 6, config: "/ram/@",
+			access: nodeAccess{mode: 0o640, hasUID: true, user: "0", gid: 54321, hasGID: true, team: "54321"},
+		},
 		"5 timeout=0 /ram/@": {minor: 5, config: "/ram/@", options: plugin.DeviceOptions{Timeout: -1}},
 	} {
 		got, err := parseAdd(text)
 		if err != nil {
 			t.Errorf("parseAdd(%q): %v", text, err)
 		}
-		if diff := cmp.Diff(want, got, cmp.AllowUnexported(addArgs{})); diff != "" {
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(addArgs{}, nodeAccess{})); diff != "" {
 			t.Errorf("parseAdd(%q): -want +got\n%s", text, diff)
 		}
 	}
@@ -58,6 +62,13 @@ func TestParseAddErrors(t *testing.T) {
 		{"0 siez=1M /ram/@", syscall.EINVAL, "unknown option \"siez=1M\""},
 		{"0 size /ram/@", syscall.EINVAL, "size=BYTES"},
 		{"0 size= /ram/@", syscall.EINVAL, "size=BYTES"},
+		{"0 mode=0888 /ram/@", syscall.EINVAL, "octal"},
+		{"0 mode=4755 /ram/@", syscall.EINVAL, "octal"},
+		{"0 mode=0 /ram/@", syscall.EINVAL, "octal"},
+		{"0 owner=no-such-user /ram/@", syscall.EINVAL, "knows no user \"no-such-user\""},
+		{"0 group=no-such-group /ram/@", syscall.EINVAL, "knows no group \"no-such-group\""},
+		{"0 owner=4294967295 /ram/@", syscall.EINVAL, "no number of a user"},
+		{"0 mode=600 mode=660 /ram/@", syscall.EINVAL, "given twice"},
 		{"0 size=big /ram/@", syscall.EINVAL, "size: \"big\""},
 		{"0 ro=1 /ram/@", syscall.EINVAL, "ro takes no value"},
 		{"0 ro ro /ram/@", syscall.EINVAL, "given twice"},

@@ -222,12 +222,11 @@ func helpText() string {
 func addHelpText() string {
 	var text strings.Builder
 	text.WriteString("Options of add, before the config string:\n")
-	for _, option := range addOptions() {
-		key := option.key
-		if option.value != "" {
-			key += "=" + option.value
+	eachAddOption(func(key, value, summary string) {
+		if value != "" {
+			key += "=" + value
 		}
-		fmt.Fprintf(&text, "  %-20s  %s\n", key, option.summary)
-	}
+		fmt.Fprintf(&text, "  %-20s  %s\n", key, summary)
+	})
 	return text.String()
 }

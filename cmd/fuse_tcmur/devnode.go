@@ -44,6 +44,7 @@ type deviceNode struct {
 	device device
 	gate   *gate
 	node   *fusetree.Node // set when the node is in the tree
+	access nodeAccess
 }
 
 // ops is the device's side of its node.

@@ -298,6 +298,12 @@ var starter = sync.OnceValue(func() chan<- func() {
 // launch starts a front at the mount point and does not wait for anything. The flags come after the harness's own.
 func (b *bed) launch(mount string, flags ...string) *front {
 	b.Helper()
+	return b.launchInheriting(nil, mount, flags...)
+}
+
+// launchInheriting is launch with files that the front gets without having asked for them.
+func (b *bed) launchInheriting(files []*os.File, mount string, flags ...string) *front {
+	b.Helper()
 	f := &front{bed: b, mount: mount, exited: make(chan struct{})}
 	args := []string{"--mountpoint", mount}
 	if uringtest.Wanted() {
@@ -308,6 +314,7 @@ func (b *bed) launch(mount string, flags ...string) *front {
 	f.cmd = exec.Command(testbed.Program(b, "fuse_tcmur"), append(args, flags...)...)
 	f.cmd.Env = append(os.Environ(), b.mark, "TMPDIR="+b.sockets)
 	f.cmd.Stdout, f.cmd.Stderr = &f.stdout, &f.log
+	f.cmd.ExtraFiles = files
 	// If the test program dies without a clean-up, at least nothing goes on running.
 	f.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	f.cmd.WaitDelay = time.Second
@@ -330,6 +337,14 @@ func (b *bed) launch(mount string, flags ...string) *front {
 func (b *bed) start(flags ...string) *front {
 	b.Helper()
 	return b.startAt(filepath.Join(b.mounts, fmt.Sprintf("m%d", len(b.fronts))), flags...)
+}
+
+// startInheriting is start with a file that the front gets without having asked for it.
+func (b *bed) startInheriting(file *os.File, flags ...string) *front {
+	b.Helper()
+	f := b.launchInheriting([]*os.File{file}, filepath.Join(b.mounts, "m"), append(b.handlers, flags...)...)
+	f.awaitServing()
+	return f
 }
 
 // startAt is start with a mount point.

@@ -111,7 +111,7 @@ func (f *front) add(ctx context.Context, out io.Writer, args addArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := f.addNode(device); err != nil {
+	if err := f.addNode(device, args.access); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
 		return errors.Join(err, f.lib.RemoveDevice(undo, args.minor))
@@ -138,19 +138,20 @@ func (f *front) remove(ctx context.Context, minor int) error {
 	err := f.lib.RemoveDevice(ctx, minor)
 	if err != nil && f.lib.HasDevice(minor) {
 		// Still there, with requests that do not end: it must stay reachable for another try.
-		return errors.Join(err, f.addNode(node.device))
+		return errors.Join(err, f.addNode(node.device, node.access))
 	}
 	return err
 }
 
 // addNode makes the node of a device.
-func (f *front) addNode(device device) error {
-	node := &deviceNode{device: device, gate: f.gate}
+func (f *front) addNode(device device, access nodeAccess) error {
+	node := &deviceNode{device: device, gate: f.gate, access: access}
 	var err error
-	node.node, err = f.tree.Add(device.Name(), f.devDir, deviceMode, node.ops(), node)
+	node.node, err = f.tree.Add(device.Name(), f.devDir, access.permissions(deviceMode), node.ops(), node)
 	if err != nil {
 		return err
 	}
+	access.apply(node.node)
 	node.node.UpdateSize(device.Size())
 	node.node.UpdateBlockSize(device.BlockSize())
 	f.mu.Lock()

@@ -156,13 +156,12 @@ func TestManPageCommands(t *testing.T) {
 	for _, cmd := range commandTable() {
 		want[cmd.synopsis()] = true
 	}
-	for _, option := range addOptions() {
-		key := option.key
-		if option.value != "" {
-			key += "=" + option.value
+	eachAddOption(func(key, value, _ string) {
+		if value != "" {
+			key += "=" + value
 		}
 		want[key] = true
-	}
+	})
 	for heading := range want {
 		if !headings[heading] {
 			t.Errorf("fuse_tcmur.1 has no paragraph with the heading %q", heading)

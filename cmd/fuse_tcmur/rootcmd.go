@@ -32,6 +32,9 @@ type options struct {
 	logFormat  string
 	hints      bool
 	ioUring    string
+	ctlGroup   string
+	ctlAccess  nodeAccess // what ctlGroup means
+	insecure   bool
 }
 
 // startItem is something to run once mounted: a command, or a file of commands.
@@ -94,6 +97,7 @@ func newRootCommand() *cobra.Command {
 			return withStatus(exitUsage, opts.complete())
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			keepDescriptors()
 			log := opts.newLogger(cmd.ErrOrStderr())
 			becomeIOFlusher(log)
 			spareProcessors()
@@ -119,6 +123,10 @@ func newRootCommand() *cobra.Command {
 	flags.StringVar(&opts.ioUring, "fuse-io-uring", string(fusetree.IOUringAuto),
 		"take requests over io_uring, not from /dev/fuse: `mode` auto (if the kernel lets us), on or off; it does,\n"+
 			"from Linux 6.14 on, after: echo Y > /sys/module/fuse/parameters/enable_uring")
+	flags.StringVar(&opts.ctlGroup, "ctl-group", "",
+		"let the members of a `group` give commands too; they can make the program load what it finds")
+	flags.BoolVar(&opts.insecure, "allow-insecure-handlers", false,
+		"load also handlers that others than root and their owner can change or replace")
 	flags.StringVar(&opts.logLevel, "log-level", "info",
 		"least `level` that goes to stderr: trace, debug, info, warn or error")
 	flags.StringVar(&opts.logFormat, "log-format", "text", "`format` of the log: text or json")
@@ -152,6 +160,11 @@ func (o *options) complete() error {
 		return fmt.Errorf("--log-level %q: must be one of %s", o.logLevel, strings.Join(logLevels, ", "))
 	case o.logFormat != "text" && o.logFormat != "json":
 		return fmt.Errorf("--log-format %q: must be text or json", o.logFormat)
+	}
+	if o.ctlGroup != "" {
+		if o.ctlAccess, err = ctlAccessFor(o.ctlGroup); err != nil {
+			return fmt.Errorf("--ctl-group: %w", err)
+		}
 	}
 	if o.mountpoint, err = filepath.Abs(o.mountpoint); err != nil {
 		return fmt.Errorf("--mountpoint: %w", err)

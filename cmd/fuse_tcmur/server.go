@@ -40,6 +40,8 @@ type server struct {
 	interp  *interpreter
 	point   *mountpoint
 	signals <-chan os.Signal
+	// ctlAccess is that of the command node.
+	ctlAccess nodeAccess
 	// forceDelay is the constant of this name, except in tests.
 	forceDelay time.Duration
 	// stopTimeout bounds the flush and the close of all devices at the end.
@@ -94,6 +96,8 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 		MaxMinors:       opts.maxMinors,
 		DeathBudget:     opts.budget,
 		Logger:          log.Named("plugin"),
+
+		AllowInsecureHandlers: opts.insecure,
 	})
 	if err != nil {
 		return nil, err
@@ -129,6 +133,7 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 		interp:      newInterpreter(front, log.Named("ctl")),
 		point:       point,
 		signals:     signals,
+		ctlAccess:   opts.ctlAccess,
 		forceDelay:  forceDelay,
 		stopTimeout: opts.stopAfter,
 		ended:       make(chan struct{}),
@@ -158,12 +163,13 @@ func (s *server) serve(start startList) error {
 // mount makes the command node and mounts the tree.
 func (s *server) mount() error {
 	ctl := &ctlNode{ctx: s.ctx, interp: s.interp, gate: s.front.gate}
-	node, err := s.tree.Add(ctlName, s.front.devDir, ctlMode, ctl.ops(), nil)
+	node, err := s.tree.Add(ctlName, s.front.devDir, s.ctlAccess.permissions(ctlMode), ctl.ops(), nil)
 	if err != nil {
 		close(s.ended)
 		return err
 	}
 	node.UpdateBlockSize(ctlBlockSize)
+	s.ctlAccess.apply(node)
 	go func() {
 		s.runErr = s.tree.Run()
 		close(s.ended)
