@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -39,6 +40,10 @@ type DeviceOptions struct {
 	// Timeout is how long a request may take before the handler counts as hung and its process is killed; 0:
 	// DefaultTimeout, negative: for ever.
 	Timeout time.Duration
+	// GuardsOff: the handler is driven as it is, without what is known about its bugs.
+	GuardsOff bool
+	// Format lets the handler format what the device is made of, where it does that; once, not when it is reopened.
+	Format bool
 }
 
 func validBlockSize(n int) bool { return n >= minBlockSize && n <= maxBlockSize && n&(n-1) == 0 }
@@ -98,6 +103,7 @@ type Device struct {
 	canRead   bool
 	canWrite  bool
 	clears    clearing
+	guards    []string
 	// retains: writes are kept until they are flushed. May change with a reopen.
 	retains atomic.Bool
 	// unguarded: they should be, but FailFast forbids it.
@@ -129,6 +135,7 @@ func (d *Device) open(ctx context.Context, in *host, reopen bool) error {
 		Device: uint32(d.minor), Name: d.name, Config: d.inner,
 		Size: uint64(d.opts.Size), BlockSize: uint32(d.opts.BlockSize), MaxXfer: uint32(d.opts.MaxXfer),
 		ReadOnly: d.opts.ReadOnly, Reopen: reopen, RetryMs: retryTime(d.opts.Timeout),
+		GuardsOff: d.opts.GuardsOff, Format: d.opts.Format && !reopen,
 	})
 	if err != nil {
 		return in.rpcError("open", err)
@@ -259,6 +266,7 @@ func (d *Device) adopt(r *hostpb.OpenReply) error {
 	d.maxXfer = int(xfer) - int(xfer)%int(align)
 	d.canRead, d.canWrite = r.GetCanRead(), r.GetCanWrite()
 	d.clears.adopt(r)
+	d.guards = r.GetGuards()
 	d.retains.Store(d.mustRetain(r))
 	d.unguarded = d.opts.FailFast && d.losesWrites(r)
 	return nil
@@ -399,6 +407,9 @@ func (d *Device) MaxXfer() int { return d.maxXfer }
 
 // Options are those the device was added with, and the defaults for what they left open.
 func (d *Device) Options() DeviceOptions { return d.opts }
+
+// Guards describes what keeps the device from known bugs of its handler, one guard each; none with GuardsOff.
+func (d *Device) Guards() []string { return slices.Clone(d.guards) }
 
 // ReadOnly reports whether the device was added read-only.
 func (d *Device) ReadOnly() bool { return d.opts.ReadOnly }

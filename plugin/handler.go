@@ -76,11 +76,16 @@ type HandlerInfo struct {
 	CfgDesc   string // the handler's description of its config strings
 	Callbacks []string
 	NRThreads int // requests that the handler takes at once per device; 0: it queues them itself
-	PID       int // of the host process
-	State     HandlerState
-	Failure   error     // why State is HandlerFailed
-	Restarts  int       // of the host process
-	Since     time.Time // of the load
+	// Concurrency is how many callouts the host makes at a time for one device.
+	Concurrency  int
+	Asynchronous bool     // callouts only queue a command; the handler completes it later
+	ByCDB        bool     // I/O goes by SCSI command blocks, for want of read and write
+	Guards       []string // against bugs of this handler, for its devices; one each
+	PID          int      // of the host process
+	State        HandlerState
+	Failure      error     // why State is HandlerFailed
+	Restarts     int       // of the host process
+	Since        time.Time // of the load
 	// ChannelMemory is how many bytes there are for the data of requests, ChannelUsed how many of them are in use.
 	ChannelMemory, ChannelUsed int64
 }
@@ -92,6 +97,8 @@ func (h *handler) info() HandlerInfo {
 	return HandlerInfo{
 		Subtype: h.subtype, Name: h.reply.GetName(), Path: h.path, ABI: h.reply.GetAbi(), CfgDesc: h.reply.GetCfgDesc(),
 		Callbacks: h.reply.GetCallbacks(), NRThreads: int(h.reply.GetNrThreads()), PID: h.host.pid(),
+		Concurrency: int(h.reply.GetConcurrency()), Asynchronous: h.reply.GetAsynchronous(),
+		ByCDB: h.reply.GetByCommandBlock(), Guards: h.reply.GetGuards(),
 		State: h.state, Failure: h.lastError, Restarts: int(h.restarts.Load()), Since: h.since,
 		ChannelMemory: int64(memory), ChannelUsed: int64(used),
 	}

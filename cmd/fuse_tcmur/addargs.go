@@ -38,6 +38,8 @@ func addOptions() []addOption[plugin.DeviceOptions] {
 		{"recovery", "replay|fail", "when its handler dies: send requests again (the default), or fail them", setRecovery},
 		{"timeout", "SECONDS", "kill a handler that takes longer for a request; 0 never, default 30", setTimeout},
 		{"retain", "BYTES", "unflushed writes to keep for a replay, default 32M; above it a flush is made", setRetention},
+		{"guards", "on|off", "off: drive the handler without what is known about its bugs (describe lists it)", setGuards},
+		{"format", "", "let the handler format what is there (zbc)", setFormat},
 	}
 }
 
@@ -100,6 +102,19 @@ func setTimeout(options *plugin.DeviceOptions, value string) (err error) {
 func setRetention(options *plugin.DeviceOptions, value string) (err error) {
 	options.Retention, err = parseSize(value)
 	return err
+}
+
+func setGuards(options *plugin.DeviceOptions, value string) error {
+	if value != "on" && value != "off" {
+		return failf(syscall.EINVAL, "%q: must be on or off", value)
+	}
+	options.GuardsOff = value == "off"
+	return nil
+}
+
+func setFormat(options *plugin.DeviceOptions, _ string) error {
+	options.Format = true
+	return nil
 }
 
 // parseSmallSize is parseSize for what must fit an int on every platform.

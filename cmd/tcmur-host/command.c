@@ -70,13 +70,13 @@ int command_transfer(struct request *req, bool write, uint64_t offset, uint64_t 
 	struct tcmu_device *dev = req->dev;
 	uint64_t block = dev->alignment; /* the handler's block size, see device_start() */
 	unsigned int size = atomic_load(write ? &dev->write_cdb : &dev->read_cdb);
-	uint32_t errors = atomic_load(&dev->errors_logged);
+	uint32_t errors = log_errors;
 	int r;
 
 	if (!build(req->cdb, size, write, offset / block, length / block))
 		return TCMU_STS_RANGE;
 	r = handle(req, write ? "handle_cmd(WRITE)" : "handle_cmd(READ)", offset, length);
-	if (r == TCMU_STS_OK && !write && host_handler.read_errors_logged && atomic_load(&dev->errors_logged) != errors)
+	if (r == TCMU_STS_OK && !write && dev->read_errors_logged && log_errors != errors)
 		return TCMU_STS_RD_ERR;
 	return r;
 }

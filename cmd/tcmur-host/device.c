@@ -348,12 +348,12 @@ static void reset(struct tcmu_device *dev, const struct native_open *how, char *
 	dev->alignment = how->alignment;
 	dev->boundary = 0;
 	dev->read_only = how->read_only;
+	dev->read_errors_logged = how->read_errors_logged;
 
 	atomic_store(&dev->read_cdb, 16);
 	atomic_store(&dev->write_cdb, 16);
 	atomic_store(&dev->sync_cdb, 10);
 	atomic_store(&dev->no_writesame, false);
-	atomic_store(&dev->errors_logged, 0);
 	atomic_store(&dev->conn_lost, 0);
 	atomic_store(&dev->lock_lost, 0);
 	atomic_store(&dev->timed_out, 0);

@@ -53,7 +53,6 @@ struct handler {
 	unsigned int concurrency; /* callouts at a time for one device, at least 1 */
 	bool by_cdb;              /* I/O goes through handle_cmd, for want of read and write */
 	bool async;               /* read, write, ... that return 0 have only been queued */
-	bool read_errors_logged;  /* a failed read returns success; that the handler logged an error gives it away */
 };
 
 extern struct handler host_handler;
@@ -166,14 +165,14 @@ struct tcmu_device {
 	uint64_t boundary;        /* bytes; no callout may cross a multiple of it. 0: none */
 	uint64_t retry_ns;        /* how long refused requests are tried again */
 	bool read_only;
-	bool handler_open; /* the control thread's own: open has succeeded and close has not been called since */
+	bool read_errors_logged; /* a failed read returns success; that the handler logged an error gives it away */
+	bool handler_open;       /* the control thread's own: open has succeeded and close has not been called since */
 
 	/* What was learnt about the handler on this device. */
 	_Atomic uint8_t read_cdb; /* length of the command block that it understands */
 	_Atomic uint8_t write_cdb;
 	_Atomic uint8_t sync_cdb;
 	_Atomic bool no_writesame;
-	_Atomic uint32_t errors_logged;
 	_Atomic uint32_t conn_lost;
 	_Atomic uint32_t lock_lost;
 	_Atomic uint32_t timed_out;
@@ -311,6 +310,8 @@ bool log_wanted(int level); /* look before formatting */
 int log_level_now(void);
 void log_handler(int level, struct tcmu_device *dev, const char *func, int line, const char *fmt, va_list args)
 	__attribute__((format(printf, 5, 0)));
+/* Error messages of the handler on this thread so far. Not by device: the handler that this is for names none. */
+extern _Thread_local uint32_t log_errors;
 void log_host(int level, struct tcmu_device *dev, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /*
  * From here on error messages about dev, about no device, and of the control thread are kept for log_collected().

@@ -186,7 +186,6 @@ int loader_adopt(const struct native_handler *h)
 	TAKE(destroy);
 #undef TAKE
 	memcpy(host_handler.subtype, h->subtype, sizeof(host_handler.subtype) - 1);
-	host_handler.read_errors_logged = h->read_errors_logged;
 	host_handler.by_cdb = !(host_handler.read && host_handler.write);
 	/* 0 threads: the handler queues commands, and is fed by one thread. With handle_cmd alone, it just is serial. */
 	host_handler.async = h->nr_threads == 0 && (h->read || h->write || h->flush);
@@ -194,6 +193,13 @@ int loader_adopt(const struct native_handler *h)
 	if (host_handler.init)
 		control_run(init_adopted, &result);
 	return result;
+}
+
+void loader_threading(struct native_threading *out)
+{
+	out->concurrency = host_handler.concurrency;
+	out->async = host_handler.async;
+	out->by_cdb = host_handler.by_cdb;
 }
 
 static void destroy_job(void *arg)

@@ -129,6 +129,8 @@ static size_t trimmed(char *text, int n)
 	return size;
 }
 
+_Thread_local uint32_t log_errors;
+
 void log_handler(int level, struct tcmu_device *dev, const char *func, int line, const char *fmt, va_list args)
 {
 	int saved_errno = errno;
@@ -138,8 +140,7 @@ void log_handler(int level, struct tcmu_device *dev, const char *func, int line,
 	/* Nothing before this may touch errno: %m is for the handler's. */
 	size = trimmed(text, vsnprintf(text, sizeof(text), fmt, args));
 	if (level <= LOG_ERROR) {
-		if (dev)
-			atomic_fetch_add(&dev->errors_logged, 1);
+		log_errors++;
 		if (atomic_load(&collecting))
 			level = collect(level, dev, text, size);
 	}

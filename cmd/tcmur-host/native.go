@@ -160,8 +160,19 @@ func adopt(h *handlerStruct, q quirks) int {
 	}
 	n.nr_threads = C.int(h.threads)
 	n.serial = C.bool(q.serial)
-	n.read_errors_logged = C.bool(q.readErrorsLogged)
 	return int(C.loader_adopt(&n))
+}
+
+// threading is how the adopted handler is driven.
+type threading struct {
+	concurrency  uint32 // callouts at a time for one device
+	async, byCDB bool
+}
+
+func handlerThreading() threading {
+	var t C.struct_native_threading
+	C.loader_threading(&t)
+	return threading{concurrency: uint32(t.concurrency), async: bool(t.async), byCDB: bool(t.by_cdb)}
 }
 
 func destroyHandler() { C.loader_destroy() }
@@ -187,7 +198,9 @@ type openParams struct {
 	retry     time.Duration
 	readOnly  bool
 	reopen    bool
-	probing   bool // it will be refused, and the refusal tells what is asked for: not worth an error in the log
+	// readErrorsLogged: see guard.
+	readErrorsLogged bool
+	probing          bool // it will be refused, and the refusal tells what is asked for: not worth an error in the log
 }
 
 // openDevice calls the handler's open and returns its result and what the handler logged as errors meanwhile.
@@ -206,6 +219,7 @@ func openDevice(p openParams) (result int, logged string, err error) {
 	how.read_only = C.bool(p.readOnly)
 	how.reopen = C.bool(p.reopen)
 	how.probing = C.bool(p.probing)
+	how.read_errors_logged = C.bool(p.readErrorsLogged)
 
 	var r C.int
 	w := newWhy()

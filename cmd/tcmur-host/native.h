@@ -71,13 +71,21 @@ struct native_handler {
 	uintptr_t destroy;
 	char subtype[NATIVE_SUBTYPE_MAX];
 	int nr_threads;
-	bool serial;             /* one callout at a time whatever nr_threads says */
-	bool read_errors_logged; /* a failed read is known by an error message only */
+	bool serial; /* one callout at a time whatever nr_threads says */
 };
 
 /* Makes it the handler of this process and calls its init. Returns init's result (0 or a negative errno). */
 int loader_adopt(const struct native_handler *handler);
 void loader_destroy(void);
+
+/* How the handler is driven; decided by loader_adopt(). */
+struct native_threading {
+	unsigned int concurrency; /* callouts at a time for one device */
+	bool async;
+	bool by_cdb;
+};
+
+void loader_threading(struct native_threading *out);
 /* true: config is acceptable. Otherwise why says what the handler gave as the reason, or "". */
 bool loader_check_config(const char *config, char *why);
 
@@ -93,7 +101,8 @@ struct native_open {
 	uint64_t retry_ns;  /* how long requests are tried again that the handler is too busy for */
 	bool read_only;
 	bool reopen;
-	bool probing; /* failure is expected: error messages are debug messages */
+	bool read_errors_logged; /* a failed read is known by an error message only */
+	bool probing;            /* failure is expected: error messages are debug messages */
 };
 
 struct native_geometry {

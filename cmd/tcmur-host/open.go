@@ -26,12 +26,22 @@ const (
 const defaultRetry = 20 * time.Second
 
 // open opens a device as handlers expect it: all attributes set first, the size found out where the handler insists on
-// the right one, and everything read back afterwards.
-func open(h *handlerStruct, q quirks, req *hostpb.OpenRequest) (*hostpb.OpenReply, error) {
+// the right one, and everything read back afterwards. The guard is to be released when the device is closed.
+func open(h *handlerStruct, q quirks, req *hostpb.OpenRequest) (*hostpb.OpenReply, guard, error) {
 	p, s, err := openParamsFor(h, q, req)
 	if err != nil {
-		return nil, err
+		return nil, guard{}, err
 	}
+	reply, err := openAs(h, q, p, s)
+	if err != nil {
+		s.guard.release()
+		return nil, guard{}, err
+	}
+	return reply, s.guard, nil
+}
+
+// openAs opens and starts a device.
+func openAs(h *handlerStruct, q quirks, p openParams, s sizing) (*hostpb.OpenReply, error) {
 	guessing := p.size == 0 && q.sizeInRefusal != nil
 	if guessing {
 		p.size = uint64(p.blockSize) // wrong, as good as always; what matters is the answer
@@ -86,6 +96,9 @@ func openParamsFor(h *handlerStruct, q quirks, req *hostpb.OpenRequest) (openPar
 		return p, sizing{}, control.Failf(syscall.EINVAL, "max_xfer=%d is less than a block of %d bytes",
 			req.GetMaxXfer(), p.blockSize)
 	}
+	if req.GetFormat() && !q.formats {
+		return p, sizing{}, control.Failf(syscall.EINVAL, "format: handler %s does not format anything", h.subtype)
+	}
 	if p.size > maxSize {
 		return p, sizing{}, control.Failf(syscall.EFBIG, "size=%d is more than %d", p.size, uint64(maxSize))
 	}
@@ -93,10 +106,14 @@ func openParamsFor(h *handlerStruct, q quirks, req *hostpb.OpenRequest) (openPar
 	if q.measure != nil {
 		_, rest, _ := strings.Cut(req.GetConfig(), "/")
 		var err error
-		s, err = q.measure(measurement{rest: rest, size: p.size, reopen: p.reopen, subtype: h.subtype})
+		s, err = q.measure(measurement{
+			rest: rest, size: p.size, reopen: p.reopen, subtype: h.subtype, readOnly: p.readOnly,
+			format: req.GetFormat() && !p.reopen, guardsOff: req.GetGuardsOff(),
+		})
 		if err != nil {
 			return p, sizing{}, err
 		}
+		p.readErrorsLogged = s.guard.readErrorsLogged
 		p.size = s.size
 		if s.config != "" {
 			p.config = s.config
@@ -143,7 +160,7 @@ func start(p openParams, s sizing) (*hostpb.OpenReply, error) {
 	return &hostpb.OpenReply{
 		Size: g.size, BlockSize: g.blockSize, MaxXfer: g.maxXfer, Alignment: g.alignment,
 		CanRead: true, CanWrite: g.canWrite, CanFlush: g.canFlush, CanUnmap: g.canUnmap, CanZero: g.canZero,
-		WriteCache: g.writeCache, Rotational: g.rotational, WritesSurvive: g.writesSurvive,
 		CanWriteSame: g.canWriteSame, UnmapZeroes: g.unmapZeroes,
+		WriteCache: g.writeCache, Rotational: g.rotational, WritesSurvive: g.writesSurvive, Guards: s.guard.inForce,
 	}, nil
 }

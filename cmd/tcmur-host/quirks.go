@@ -15,12 +15,14 @@ type quirks struct {
 	alignment uint32
 	// serial: callouts for one device must not overlap, whatever nr_threads says.
 	serial bool
-	// readErrorsLogged: a failed read returns success, and only an error message gives it away.
-	readErrorsLogged bool
 	// pathOnly: the configuration string is passed without the subtype.
 	pathOnly bool
 	// measure finds the size that the handler has to be told, and checks what must not be left to the handler.
 	measure func(m measurement) (sizing, error)
+	// formats: the handler can format what a device is made of, and measure heeds measurement.format.
+	formats bool
+	// guards are those that devices of the handler get, for people.
+	guards []string
 	// sizeInRefusal finds the size in what the handler logs when it is told a wrong one.
 	sizeInRefusal func(logged string) (uint64, bool)
 }
@@ -31,6 +33,12 @@ type measurement struct {
 	size    uint64 // bytes that the user asked for; 0: nothing
 	reopen  bool
 	subtype string
+	// readOnly: the device is not to be written to.
+	readOnly bool
+	// format: what is there may be formatted.
+	format bool
+	// guardsOff: the handler gets what it was given, whatever it makes of it.
+	guardsOff bool
 }
 
 // sizing is the answer.
@@ -38,6 +46,7 @@ type sizing struct {
 	size     uint64                 // bytes to tell the handler; 0: it knows better
 	config   string                 // what to pass instead of the configuration string; "": that itself
 	boundary func() (uint64, error) // after open: no callout may cross a multiple of that many bytes
+	guard    guard
 }
 
 // quirksOf says how to treat h.
@@ -46,9 +55,9 @@ func quirksOf(h *handlerStruct) quirks {
 	case "qcow":
 		return quirks{blockSize: 512, alignment: 512, serial: true, measure: measureQcow}
 	case "zbc":
-		return quirks{serial: true, measure: measureZbc}
+		return quirks{serial: true, formats: true, measure: measureZbc, guards: guardsOfZbc}
 	case "fbo":
-		return quirks{serial: true, readErrorsLogged: true, measure: measureFbo}
+		return quirks{serial: true, measure: measureFbo, guards: guardsOfFbo}
 	case "file":
 		return quirks{measure: measureFile}
 	case "rbd":

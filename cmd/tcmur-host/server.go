@@ -41,6 +41,7 @@ type device struct {
 	name string
 	// opened is closed when the open has ended; nothing else is done with the device before.
 	opened chan struct{}
+	guard  guard // valid once opened is closed
 }
 
 var _ hostpb.HostServer = (*server)(nil)
@@ -86,9 +87,11 @@ func (s *server) load(req *hostpb.LoadRequest) (*hostpb.LoadReply, error) {
 	s.mu.Lock()
 	s.handler, s.quirks = h, quirksOf(h)
 	s.mu.Unlock()
+	how := handlerThreading()
 	return &hostpb.LoadReply{
 		Subtype: h.subtype, Name: h.name, CfgDesc: h.cfgDesc, Abi: h.layout.name, NrThreads: int32(h.threads),
-		Callbacks: h.callbackNames(),
+		Callbacks: h.callbackNames(), Concurrency: how.concurrency, Asynchronous: how.async,
+		ByCommandBlock: how.byCDB, Guards: quirksOf(h).guards,
 	}, nil
 }
 
@@ -161,11 +164,12 @@ func (s *server) open(req *hostpb.OpenRequest) (*hostpb.OpenReply, error) {
 		return nil, err
 	}
 	defer close(dev.opened)
-	reply, err := open(h, q, req)
+	reply, g, err := open(h, q, req)
 	if err != nil {
 		s.forget(req.GetDevice())
 		return nil, err
 	}
+	dev.guard = g
 	return reply, nil
 }
 
@@ -226,6 +230,7 @@ func (s *server) close(ctx context.Context, index uint32) error {
 	case err != nil:
 		return control.Failf(errnoOf(err), "%s: %v", dev.name, err)
 	}
+	dev.guard.release()
 	s.forget(index)
 	if flushErr != nil {
 		return control.Failf(errnoOf(flushErr), "%s is closed, but the flush before failed (%v): what was written last "+

@@ -124,8 +124,9 @@ func TestMeasureZbc(t *testing.T) {
 	wantSize(t, measureZbc, measure(missing, 1<<20, true), 0, syscall.ENOENT)
 
 	// Options format; a reopen must not.
-	wantSize(t, measureZbc, measure("zsize-1@"+good, 0, false), 0, syscall.EINVAL)
-	wantSize(t, measureZbc, measure("zsize-1@"+good, 8<<20, false), 8<<20, 0)
+	wantSize(t, measureZbc, measure("zsize-1@"+good, 0, false), 0, syscall.EEXIST)
+	wantSize(t, measureZbc, measure("zsize-1@"+good, 8<<20, false), 0, syscall.EEXIST)
+	wantSize(t, measureZbc, measure("zsize-1@"+good+"x", 8<<20, false), 8<<20, 0)
 	s = wantSize(t, measureZbc, measure("zsize-1@"+good, 16<<20, true), 16<<20, 0)
 	if s.config != "zbc/"+good {
 		t.Errorf("reopen with the configuration %q", s.config)

@@ -219,7 +219,15 @@ type LoadReply struct {
 	Abi       string `protobuf:"bytes,4,opt,name=abi,proto3" json:"abi,omitempty"`
 	NrThreads int32  `protobuf:"varint,5,opt,name=nr_threads,json=nrThreads,proto3" json:"nr_threads,omitempty"`
 	// Names of the callbacks that the handler provides (and that the layout lets us see), in struct order.
-	Callbacks     []string `protobuf:"bytes,6,rep,name=callbacks,proto3" json:"callbacks,omitempty"`
+	Callbacks []string `protobuf:"bytes,6,rep,name=callbacks,proto3" json:"callbacks,omitempty"`
+	// How many callouts the host makes at a time for one device.
+	Concurrency uint32 `protobuf:"varint,20,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	// Callouts only queue a command; the handler completes it later.
+	Asynchronous bool `protobuf:"varint,21,opt,name=asynchronous,proto3" json:"asynchronous,omitempty"`
+	// I/O goes by SCSI command blocks, for want of read and write.
+	ByCommandBlock bool `protobuf:"varint,22,opt,name=by_command_block,json=byCommandBlock,proto3" json:"by_command_block,omitempty"`
+	// The guards against bugs of this handler that devices get, for people.
+	Guards        []string `protobuf:"bytes,23,rep,name=guards,proto3" json:"guards,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,6 +300,34 @@ func (x *LoadReply) GetNrThreads() int32 {
 func (x *LoadReply) GetCallbacks() []string {
 	if x != nil {
 		return x.Callbacks
+	}
+	return nil
+}
+
+func (x *LoadReply) GetConcurrency() uint32 {
+	if x != nil {
+		return x.Concurrency
+	}
+	return 0
+}
+
+func (x *LoadReply) GetAsynchronous() bool {
+	if x != nil {
+		return x.Asynchronous
+	}
+	return false
+}
+
+func (x *LoadReply) GetByCommandBlock() bool {
+	if x != nil {
+		return x.ByCommandBlock
+	}
+	return false
+}
+
+func (x *LoadReply) GetGuards() []string {
+	if x != nil {
+		return x.Guards
 	}
 	return nil
 }
@@ -396,7 +432,11 @@ type OpenRequest struct {
 	Reopen bool `protobuf:"varint,8,opt,name=reopen,proto3" json:"reopen,omitempty"`
 	// How long in milliseconds requests are tried again that the handler refuses for now (BUSY and the like); 0: 20 s.
 	// Less than the front's timeout for requests: it kills a host that keeps one for longer.
-	RetryMs       uint32 `protobuf:"varint,9,opt,name=retry_ms,json=retryMs,proto3" json:"retry_ms,omitempty"`
+	RetryMs uint32 `protobuf:"varint,9,opt,name=retry_ms,json=retryMs,proto3" json:"retry_ms,omitempty"`
+	// The handler is driven as it is, without what the host knows about its bugs.
+	GuardsOff bool `protobuf:"varint,20,opt,name=guards_off,json=guardsOff,proto3" json:"guards_off,omitempty"`
+	// What the device is made of may be formatted anew. Not with reopen.
+	Format        bool `protobuf:"varint,21,opt,name=format,proto3" json:"format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -494,6 +534,20 @@ func (x *OpenRequest) GetRetryMs() uint32 {
 	return 0
 }
 
+func (x *OpenRequest) GetGuardsOff() bool {
+	if x != nil {
+		return x.GuardsOff
+	}
+	return false
+}
+
+func (x *OpenRequest) GetFormat() bool {
+	if x != nil {
+		return x.Format
+	}
+	return false
+}
+
 type OpenReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All in bytes, read back from the handler after its open.
@@ -515,7 +569,9 @@ type OpenReply struct {
 	// ZERO is one callout however long it is, and not written in pieces.
 	CanWriteSame bool `protobuf:"varint,20,opt,name=can_write_same,json=canWriteSame,proto3" json:"can_write_same,omitempty"`
 	// What UNMAP has covered reads back zeroes.
-	UnmapZeroes   bool `protobuf:"varint,21,opt,name=unmap_zeroes,json=unmapZeroes,proto3" json:"unmap_zeroes,omitempty"`
+	UnmapZeroes bool `protobuf:"varint,21,opt,name=unmap_zeroes,json=unmapZeroes,proto3" json:"unmap_zeroes,omitempty"`
+	// The guards against bugs of the handler that are in force for this device, for people.
+	Guards        []string `protobuf:"bytes,30,rep,name=guards,proto3" json:"guards,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -646,6 +702,13 @@ func (x *OpenReply) GetUnmapZeroes() bool {
 		return x.UnmapZeroes
 	}
 	return false
+}
+
+func (x *OpenReply) GetGuards() []string {
+	if x != nil {
+		return x.Guards
+	}
+	return nil
 }
 
 type CloseRequest struct {
@@ -821,7 +884,7 @@ const file_host_proto_rawDesc = "" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\asubtype\x18\x02 \x01(\tR\asubtype\x12\x10\n" +
 	"\x03abi\x18\x03 \x01(\tR\x03abi\x124\n" +
-	"\tlog_level\x18\x04 \x01(\x0e2\x17.tcmur.host.v1.LogLevelR\blogLevel\"\xa3\x01\n" +
+	"\tlog_level\x18\x04 \x01(\x0e2\x17.tcmur.host.v1.LogLevelR\blogLevel\"\xab\x02\n" +
 	"\tLoadReply\x12\x18\n" +
 	"\asubtype\x18\x01 \x01(\tR\asubtype\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
@@ -829,10 +892,14 @@ const file_host_proto_rawDesc = "" +
 	"\x03abi\x18\x04 \x01(\tR\x03abi\x12\x1d\n" +
 	"\n" +
 	"nr_threads\x18\x05 \x01(\x05R\tnrThreads\x12\x1c\n" +
-	"\tcallbacks\x18\x06 \x03(\tR\tcallbacks\",\n" +
+	"\tcallbacks\x18\x06 \x03(\tR\tcallbacks\x12 \n" +
+	"\vconcurrency\x18\x14 \x01(\rR\vconcurrency\x12\"\n" +
+	"\fasynchronous\x18\x15 \x01(\bR\fasynchronous\x12(\n" +
+	"\x10by_command_block\x18\x16 \x01(\bR\x0ebyCommandBlock\x12\x16\n" +
+	"\x06guards\x18\x17 \x03(\tR\x06guards\",\n" +
 	"\x12CheckConfigRequest\x12\x16\n" +
 	"\x06config\x18\x01 \x01(\tR\x06config\"\x12\n" +
-	"\x10CheckConfigReply\"\xef\x01\n" +
+	"\x10CheckConfigReply\"\xa6\x02\n" +
 	"\vOpenRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -843,7 +910,10 @@ const file_host_proto_rawDesc = "" +
 	"\bmax_xfer\x18\x06 \x01(\rR\amaxXfer\x12\x1b\n" +
 	"\tread_only\x18\a \x01(\bR\breadOnly\x12\x16\n" +
 	"\x06reopen\x18\b \x01(\bR\x06reopen\x12\x19\n" +
-	"\bretry_ms\x18\t \x01(\rR\aretryMs\"\xb5\x03\n" +
+	"\bretry_ms\x18\t \x01(\rR\aretryMs\x12\x1d\n" +
+	"\n" +
+	"guards_off\x18\x14 \x01(\bR\tguardsOff\x12\x16\n" +
+	"\x06format\x18\x15 \x01(\bR\x06format\"\xcd\x03\n" +
 	"\tOpenReply\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x1d\n" +
 	"\n" +
@@ -863,7 +933,8 @@ const file_host_proto_rawDesc = "" +
 	"rotational\x12%\n" +
 	"\x0ewrites_survive\x18\f \x01(\bR\rwritesSurvive\x12$\n" +
 	"\x0ecan_write_same\x18\x14 \x01(\bR\fcanWriteSame\x12!\n" +
-	"\funmap_zeroes\x18\x15 \x01(\bR\vunmapZeroes\"&\n" +
+	"\funmap_zeroes\x18\x15 \x01(\bR\vunmapZeroes\x12\x16\n" +
+	"\x06guards\x18\x1e \x03(\tR\x06guards\"&\n" +
 	"\fCloseRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\"\f\n" +
 	"\n" +
