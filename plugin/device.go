@@ -130,7 +130,7 @@ func (d *Device) open(ctx context.Context, in *host, reopen bool) error {
 	if d.memory == nil {
 		d.memory = newMemory(d.name)
 	}
-	in.memory.lend(d.minor, d.memory)
+	in.memory.lend(uint32(d.minor), d.memory)
 	reply, err := in.rpc.Open(ctx, &hostpb.OpenRequest{
 		Device: uint32(d.minor), Name: d.name, Config: d.inner,
 		Size: uint64(d.opts.Size), BlockSize: uint32(d.opts.BlockSize), MaxXfer: uint32(d.opts.MaxXfer),

@@ -43,8 +43,8 @@ type handler struct {
 
 	mu        sync.Mutex
 	state     HandlerState
-	path      string // of the shared object
-	host      *host  // in service, or the last one that was; nil while the handler is being loaded
+	object    *object
+	host      *host // in service, or the last one that was; nil while the handler is being loaded
 	reply     *hostpb.LoadReply
 	resumed   chan struct{} // closed when state is no longer HandlerRecovering
 	lastError error         // why state is HandlerFailed
@@ -95,8 +95,9 @@ func (h *handler) info() HandlerInfo {
 	defer h.mu.Unlock()
 	memory, used := h.host.channel.Usage()
 	return HandlerInfo{
-		Subtype: h.subtype, Name: h.reply.GetName(), Path: h.path, ABI: h.reply.GetAbi(), CfgDesc: h.reply.GetCfgDesc(),
-		Callbacks: h.reply.GetCallbacks(), NRThreads: int(h.reply.GetNrThreads()), PID: h.host.pid(),
+		Subtype: h.subtype, Name: h.reply.GetName(), Path: h.object.path, ABI: h.reply.GetAbi(),
+		CfgDesc: h.reply.GetCfgDesc(), Callbacks: h.reply.GetCallbacks(), NRThreads: int(h.reply.GetNrThreads()),
+		PID: h.host.pid(),
 		Concurrency: int(h.reply.GetConcurrency()), Asynchronous: h.reply.GetAsynchronous(),
 		ByCDB: h.reply.GetByCommandBlock(), Guards: h.reply.GetGuards(),
 		State: h.state, Failure: h.lastError, Restarts: int(h.restarts.Load()), Since: h.since,
@@ -139,14 +140,16 @@ func (l *Library) loadHandler(ctx context.Context, subtype string) (*handler, er
 		return nil, err
 	}
 	h := &handler{
-		lib: l, subtype: subtype, path: path, since: time.Now(), log: l.log, state: HandlerRunning,
+		lib: l, subtype: subtype, since: time.Now(), log: l.log, state: HandlerRunning,
 		reloads: make(chan reloadCall), supervised: make(chan struct{}),
 	}
 	first, err := l.takeHost()
 	if err != nil {
 		return nil, err
 	}
-	if h.reply, err = h.loadInto(ctx, first, path); err != nil {
+	h.object = h.takeObject(path)
+	if h.reply, err = h.loadInto(ctx, first, h.object); err != nil {
+		h.object.drop()
 		if timeIsUp(ctx) {
 			first.killFor(killedForHang) // it would not listen
 		}
@@ -169,9 +172,27 @@ func (h *handler) announce(next *host) {
 	}
 }
 
-// loadInto has a host load the handler from a shared object.
-func (h *handler) loadInto(ctx context.Context, to *host, path string) (*hostpb.LoadReply, error) {
-	reply, err := to.rpc.Load(ctx, &hostpb.LoadRequest{Path: path, Subtype: h.subtype, LogLevel: logLevel(h.log)})
+// takeObject is the function of that name; without a copy the handler lives, only not as well.
+func (h *handler) takeObject(path string) *object {
+	o, err := takeObject(path)
+	if err != nil {
+		h.log.Warn("the handler's file cannot be copied: a restart will load what it is then", "handler", h.subtype,
+			"path", path, "error", err)
+	}
+	return o
+}
+
+// loadInto has a host load the handler from a shared object: from its file, or if that is no longer the same, the copy.
+func (h *handler) loadInto(ctx context.Context, to *host, from *object) (*hostpb.LoadReply, error) {
+	replaced := from.isReplaced()
+	if replaced {
+		h.log.Warn("the handler's file was changed or removed since it was loaded: loading what it was, until a reload",
+			"handler", h.subtype, "path", from.path)
+		to.memory.lend(objectIndex, from)
+	}
+	reply, err := to.rpc.Load(ctx, &hostpb.LoadRequest{
+		Path: from.path, Subtype: h.subtype, LogLevel: logLevel(h.log), Replaced: replaced,
+	})
 	if err != nil {
 		return nil, to.rpcError("handler_init", err)
 	}
@@ -186,6 +207,7 @@ func (h *handler) stop(ctx context.Context) {
 		next.killFor(killedForRemoval)
 	}
 	<-h.supervised
+	defer h.object.drop()
 	in := h.current()
 	defer context.AfterFunc(ctx, func() { in.killFor(killedForRemoval) })()
 	in.stop()

@@ -45,8 +45,8 @@ func newMemory(device string) *memory {
 	return &memory{device: device, regions: make(map[string]int)}
 }
 
-// use calls fn with the descriptor of the region, which is made if need be, and which nobody closes meanwhile. ENODEV:
-// the memory was dropped. ENOSPC: too many regions. Otherwise memfd_create's error, or fn's.
+// use implements lender; the region is made if need be. ENODEV: the memory was dropped. ENOSPC: too many regions.
+// Otherwise memfd_create's error, or fn's.
 func (m *memory) use(name string, fn func(fd int) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -106,8 +106,14 @@ type memoryServer struct {
 	done   chan struct{}
 
 	mu      sync.Mutex
-	devices map[uint32]*memory // by minor: the devices that were opened in this host
+	lenders map[uint32]lender // by minor: the devices that were opened in this host; and objectIndex
 	serving bool
+}
+
+// lender has descriptors for a host, by name.
+type lender interface {
+	// use calls fn with the descriptor of that name, which nobody closes meanwhile. Its errors are errnos for the host.
+	use(name string, fn func(fd int) error) error
 }
 
 // newMemoryServer returns a server and the host's end of its socket. stop must be called in the end.
@@ -124,15 +130,16 @@ func newMemoryServer(log hclog.Logger) (*memoryServer, *os.File, error) {
 	}
 	return &memoryServer{
 		log: log, socket: os.NewFile(uintptr(pair[0]), "memory"), done: make(chan struct{}),
-		devices: make(map[uint32]*memory),
+		lenders: make(map[uint32]lender),
 	}, theirs, nil
 }
 
-// lend lets the host ask for the memory of the device with that minor, from now on.
-func (s *memoryServer) lend(minor int, m *memory) {
+// lend lets the host ask for the memory of the device with that minor, or with objectIndex for the handler's shared
+// object, from now on.
+func (s *memoryServer) lend(index uint32, from lender) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.devices[uint32(minor)] = m
+	s.lenders[index] = from
 	if !s.serving {
 		s.serving = true
 		go s.serve()
@@ -174,24 +181,24 @@ func (s *memoryServer) answer(msg []byte) error {
 	if len(msg) != memoryRequestSize {
 		return fmt.Errorf("message of %d bytes, not %d", len(msg), memoryRequestSize)
 	}
-	minor := binary.NativeEndian.Uint32(msg[4:])
+	index := binary.NativeEndian.Uint32(msg[4:])
 	name, padding, _ := bytes.Cut(msg[8:], []byte{0})
 	if len(name) == memoryNameSize || len(bytes.Trim(padding, "\x00")) > 0 {
 		return errors.New("name is not padded with NULs")
 	}
 	s.mu.Lock()
-	m := s.devices[minor]
+	from := s.lenders[index]
 	s.mu.Unlock()
 	reply := bytes.Clone(msg[:memoryReplySize]) // with the request's sequence number
 	var err error
 	switch {
-	case m == nil:
+	case from == nil:
 		err = syscall.ENODEV
 	case !validRegionName(name):
 		err = syscall.EINVAL
 	default:
 		binary.NativeEndian.PutUint32(reply[4:], 0)
-		err = m.use(string(name), func(fd int) error {
+		err = from.use(string(name), func(fd int) error {
 			s.send(reply, unix.UnixRights(fd))
 			return nil
 		})

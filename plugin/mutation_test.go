@@ -102,6 +102,10 @@ var mutations = []struct {
 		"if o.req.Sent && o.d.opts.FailFast {", "if false {", "TestFailFast",
 	},
 	{
+		"what takes over is what was loaded", "handler.go",
+		"replaced := from.isReplaced()", "replaced := false", "TestObjectIsKept",
+	},
+	{
 		"who fails fast is in the story of the death", "recovery.go",
 		"h.noteLost(o)\n", "", "TestFailFast",
 	},

@@ -276,10 +276,7 @@ func (h *handler) backOff(culprit *Device) bool {
 
 // startSuccessor starts a host with the handler loaded, which is the successor then. On error there is none.
 func (h *handler) startSuccessor() (*host, error) {
-	h.mu.Lock()
-	path := h.path
-	h.mu.Unlock()
-	next, reply, err := h.prepare(h.life, path)
+	next, reply, err := h.prepare(h.life, h.object) // which only reload, on this goroutine, changes
 	if err != nil {
 		return nil, err
 	}
@@ -290,7 +287,7 @@ func (h *handler) startSuccessor() (*host, error) {
 }
 
 // prepare starts a host and has it load a shared object; the host is the successor then. On error there is none.
-func (h *handler) prepare(ctx context.Context, path string) (*host, *hostpb.LoadReply, error) {
+func (h *handler) prepare(ctx context.Context, from *object) (*host, *hostpb.LoadReply, error) {
 	next, err := h.lib.takeHost()
 	if err != nil {
 		return nil, nil, err
@@ -298,7 +295,7 @@ func (h *handler) prepare(ctx context.Context, path string) (*host, *hostpb.Load
 	h.announce(next)
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
-	reply, err := h.loadInto(ctx, next, path)
+	reply, err := h.loadInto(ctx, next, from)
 	if err != nil {
 		h.successor.Store(nil)
 		if timeIsUp(ctx) {

@@ -97,13 +97,16 @@ func (h *handler) replace(call reloadCall, old *host) error {
 	defer cancel()
 	defer context.AfterFunc(h.life, cancel)()
 	began := time.Now()
-	next, reply, err := h.prepare(ctx, call.path)
+	object := h.takeObject(call.path)
+	next, reply, err := h.prepare(ctx, object)
 	if err != nil {
+		object.drop()
 		return err
 	}
 	h.suspend()
 	old.channel.Suspend()
 	if err := h.handOver(ctx, old, next); err != nil {
+		object.drop()
 		h.graves = append(h.graves, next)
 		if h.serveFrom(old) != nil {
 			h.successor.Store(nil)
@@ -112,8 +115,9 @@ func (h *handler) replace(call reloadCall, old *host) error {
 		return fmt.Errorf("%w; the old one goes on", err)
 	}
 	h.mu.Lock()
-	h.path, h.reply = call.path, reply
+	object, h.object, h.reply = h.object, object, reply
 	h.mu.Unlock()
+	object.drop()
 	h.graves = append(h.graves, old)
 	h.log.Info("handler reloaded", "handler", h.subtype, "path", call.path, "pid", next.pid(), "was", old.pid(), "stall",
 		time.Since(began).Round(time.Millisecond).String())

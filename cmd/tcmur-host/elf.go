@@ -5,6 +5,9 @@ package main
 import (
 	"debug/elf"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
@@ -67,4 +70,36 @@ func (o *objectFile) rejectOld(path string) error {
 		}
 	}
 	return nil
+}
+
+// librariesBeside lists the libraries that an object needs and that it looks for relative to where it is ($ORIGIN), for
+// a copy that the dynamic linker finds elsewhere than at path. Those that are loaded already are not looked for again.
+func librariesBeside(image, path string) []string {
+	f, err := elf.Open(image)
+	if err != nil {
+		return nil // dlopen will say what is wrong
+	}
+	defer f.Close()
+	needed, _ := f.DynString(elf.DT_NEEDED)
+	folders, _ := f.DynString(elf.DT_RUNPATH)
+	if len(folders) == 0 {
+		folders, _ = f.DynString(elf.DT_RPATH)
+	}
+	origin := filepath.Dir(path)
+	var found []string
+	for _, name := range needed {
+		for _, folder := range strings.Split(strings.Join(folders, ":"), ":") {
+			at := strings.NewReplacer("${ORIGIN}", origin, "$ORIGIN", origin).Replace(folder)
+			if library := filepath.Join(at, name); at != folder && isFile(library) {
+				found = append(found, library)
+				break
+			}
+		}
+	}
+	return found
+}
+
+func isFile(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular()
 }

@@ -14,7 +14,8 @@
 
 #include "host.h"
 
-#define KEEP_NAME_SIZE 32      /* including the terminating NUL */
+#define KEEP_NAME_SIZE 32 /* including the terminating NUL */
+#define OBJECT_INDEX UINT32_MAX
 #define KEEP_REPLY_TIMEOUT_S 5 /* the front answers at once; one that is stopped is no reason to hang for ever */
 
 struct keep_request {
@@ -104,6 +105,16 @@ static int ask(uint32_t device, const char *name)
 		if (!n)
 			return -EPIPE; /* the front is gone */
 	}
+}
+
+int keep_object(void)
+{
+	int fd;
+
+	pthread_mutex_lock(&lock);
+	fd = ask(OBJECT_INDEX, "object");
+	pthread_mutex_unlock(&lock);
+	return fd;
 }
 
 int tcmur_dev_keep_memory(struct tcmu_device *dev, const char *name, size_t size)

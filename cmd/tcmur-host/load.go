@@ -10,18 +10,19 @@ import (
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 )
 
-// loadHandler brings the shared object at path in and makes its handler that of the process. want is the subtype that
-// it has to register, "" for any; abi the user's word on its layout, "" for none.
+// loadHandler brings a shared object in and makes its handler that of the process. path is what it is called, image
+// what is loaded: the same, unless that is a copy. want is the subtype that it has to register, "" for any; abi the
+// user's word on its layout, "" for none.
 //
 // Errors: ENOENT, cannot be dlopened; EBADF, no handler_init; EIO, handler_init or init failed or registered nothing;
 // ENOEXEC, built for 1.4 or malformed; EINVAL, abi unknown or another subtype.
-func loadHandler(path, want, abi string) (*handlerStruct, error) {
+func loadHandler(path, image, want, abi string) (*handlerStruct, error) {
 	if abi != "" {
 		if _, err := choose(evidence{override: abi}); err != nil {
 			return nil, err // before anything of the object runs
 		}
 	}
-	object, err := readObject(path)
+	object, err := readObject(image)
 	if err == nil {
 		err = object.rejectOld(path)
 		if err != nil {
@@ -30,7 +31,7 @@ func loadHandler(path, want, abi string) (*handlerStruct, error) {
 	} else {
 		object = &objectFile{} // dlopen will say what is wrong
 	}
-	if err := dlopen(path); err != nil {
+	if err := dlopen(image); err != nil {
 		return nil, err
 	}
 	result, logged, err := handlerInit(path)

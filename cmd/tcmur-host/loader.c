@@ -52,6 +52,18 @@ int loader_open(const char *path, char *why)
 	return j.error;
 }
 
+static void preload_job(void *arg)
+{
+	callout_begin("dlopen", NULL, 0, 0);
+	dlopen(arg, RTLD_NOW | RTLD_LOCAL);
+	callout_end();
+}
+
+void loader_preload(const char *path)
+{
+	control_run(preload_job, (void *)path);
+}
+
 struct init_job {
 	int (*handler_init)(void);
 	int result;

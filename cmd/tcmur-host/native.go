@@ -20,6 +20,7 @@ import "C"
 
 import (
 	"fmt"
+	"os"
 	"syscall"
 	"time"
 	"unsafe"
@@ -95,6 +96,22 @@ func dlopen(path string) error {
 		return control.Failf(syscall.Errno(errno), "%s", reason)
 	}
 	return nil
+}
+
+// preload loads a library that the shared object needs, before that itself.
+func preload(path string) {
+	p := C.CString(path)
+	defer C.free(unsafe.Pointer(p))
+	C.loader_preload(p)
+}
+
+// keptObject asks the front for a descriptor of its copy of the shared object.
+func keptObject() (*os.File, error) {
+	fd := C.keep_object()
+	if fd < 0 {
+		return nil, syscall.Errno(-fd)
+	}
+	return os.NewFile(uintptr(fd), "shared object"), nil
 }
 
 // handlerInit calls the loaded object's handler_init. It returns handler_init's result and the error messages that the

@@ -24,6 +24,7 @@ int channel_map(int submit_fd, int complete_fd, char *why);
 
 /* keep.c: the socket to the front for memory that outlives this process. The descriptor is ours from then on. */
 void keep_set_socket(int fd);
+int keep_object(void); /* a descriptor of the front's copy of the shared object, or a negative errno */
 
 /* worker.c: how long an idle worker may watch the ring before it sleeps; 0, or with one CPU to run on: not at all. */
 void worker_set_spin(unsigned int microseconds);
@@ -51,6 +52,7 @@ void log_set_directory(const char *path); /* where tcmu_make_absolute_logfile() 
 
 /* loader.c: for one shared object, in this order. */
 int loader_open(const char *path, char *why);               /* dlopen: ENOENT with dlerror()'s text */
+void loader_preload(const char *path);                      /* the same for a library; not being able to is no error */
 int loader_init(int *result, char *why);                    /* EBADF: no handler_init. result: what it returned */
 size_t loader_registered(uintptr_t *handlers, size_t max);  /* addresses of what was registered */
 bool loader_peek(uintptr_t address, void *to, size_t size); /* false: not readable memory */

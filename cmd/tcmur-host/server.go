@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"syscall"
@@ -80,7 +81,7 @@ func (s *server) load(req *hostpb.LoadRequest) (*hostpb.LoadReply, error) {
 	s.mu.Lock()
 	s.taps = []*tap{output, messages}
 	s.mu.Unlock()
-	h, err := loadHandler(req.GetPath(), req.GetSubtype(), req.GetAbi())
+	h, err := s.bringIn(req)
 	if err != nil {
 		return nil, err
 	}
@@ -93,6 +94,24 @@ func (s *server) load(req *hostpb.LoadRequest) (*hostpb.LoadReply, error) {
 		Callbacks: h.callbackNames(), Concurrency: how.concurrency, Asynchronous: how.async,
 		ByCommandBlock: how.byCDB, Guards: quirksOf(h).guards,
 	}, nil
+}
+
+// bringIn loads the shared object's file, or the copy that the front has of it.
+func (s *server) bringIn(req *hostpb.LoadRequest) (*handlerStruct, error) {
+	path := req.GetPath()
+	if !req.GetReplaced() {
+		return loadHandler(path, path, req.GetSubtype(), req.GetAbi())
+	}
+	object, err := keptObject()
+	if err != nil {
+		return nil, control.Failf(syscall.ENOENT, "%s has changed, and the front's copy cannot be had: %v", path, err)
+	}
+	defer object.Close() // the mapping stays
+	image := fmt.Sprintf("/proc/self/fd/%d", object.Fd())
+	for _, library := range librariesBeside(image, path) {
+		preload(library)
+	}
+	return loadHandler(path, image, req.GetSubtype(), req.GetAbi())
 }
 
 // SetLogLevel implements hostpb.HostServer.

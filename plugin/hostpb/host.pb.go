@@ -145,8 +145,11 @@ type LoadRequest struct {
 	// The subtype that the handler must register; empty accepts any.
 	Subtype string `protobuf:"bytes,2,opt,name=subtype,proto3" json:"subtype,omitempty"`
 	// Struct layout to assume ("1.5.2", "1.5.3", "1.5.4"); empty detects it.
-	Abi           string   `protobuf:"bytes,3,opt,name=abi,proto3" json:"abi,omitempty"`
-	LogLevel      LogLevel `protobuf:"varint,4,opt,name=log_level,json=logLevel,proto3,enum=tcmur.host.v1.LogLevel" json:"log_level,omitempty"`
+	Abi      string   `protobuf:"bytes,3,opt,name=abi,proto3" json:"abi,omitempty"`
+	LogLevel LogLevel `protobuf:"varint,4,opt,name=log_level,json=logLevel,proto3,enum=tcmur.host.v1.LogLevel" json:"log_level,omitempty"`
+	// The file at path is no longer what the front has accepted: load the copy that the memory socket has of it. path still
+	// tells where libraries that it brings along are.
+	Replaced      bool `protobuf:"varint,5,opt,name=replaced,proto3" json:"replaced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,6 +210,13 @@ func (x *LoadRequest) GetLogLevel() LogLevel {
 		return x.LogLevel
 	}
 	return LogLevel_LOG_LEVEL_UNSPECIFIED
+}
+
+func (x *LoadRequest) GetReplaced() bool {
+	if x != nil {
+		return x.Replaced
+	}
+	return false
 }
 
 type LoadReply struct {
@@ -879,12 +889,13 @@ const file_host_proto_rawDesc = "" +
 	"host.proto\x12\rtcmur.host.v1\"9\n" +
 	"\aFailure\x12\x14\n" +
 	"\x05errno\x18\x01 \x01(\x05R\x05errno\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\x83\x01\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\x9f\x01\n" +
 	"\vLoadRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\asubtype\x18\x02 \x01(\tR\asubtype\x12\x10\n" +
 	"\x03abi\x18\x03 \x01(\tR\x03abi\x124\n" +
-	"\tlog_level\x18\x04 \x01(\x0e2\x17.tcmur.host.v1.LogLevelR\blogLevel\"\xab\x02\n" +
+	"\tlog_level\x18\x04 \x01(\x0e2\x17.tcmur.host.v1.LogLevelR\blogLevel\x12\x1a\n" +
+	"\breplaced\x18\x05 \x01(\bR\breplaced\"\xab\x02\n" +
 	"\tLoadReply\x12\x18\n" +
 	"\asubtype\x18\x01 \x01(\tR\asubtype\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
