@@ -97,7 +97,7 @@ func (h *handler) info() HandlerInfo {
 	return HandlerInfo{
 		Subtype: h.subtype, Name: h.reply.GetName(), Path: h.object.path, ABI: h.reply.GetAbi(),
 		CfgDesc: h.reply.GetCfgDesc(), Callbacks: h.reply.GetCallbacks(), NRThreads: int(h.reply.GetNrThreads()),
-		PID: h.host.pid(),
+		PID:         h.host.pid(),
 		Concurrency: int(h.reply.GetConcurrency()), Asynchronous: h.reply.GetAsynchronous(),
 		ByCDB: h.reply.GetByCommandBlock(), Guards: h.reply.GetGuards(),
 		State: h.state, Failure: h.lastError, Restarts: int(h.restarts.Load()), Since: h.since,
