@@ -117,7 +117,8 @@ deps: # install the Debian packages that the tests need
 .PHONY: test-go
 test-go: all ## run the Go tests only: with the race detector, on one processor, and over io_uring
 	$(go_test) $(logs)/race.log -race -timeout 15m ./...
-	GOMAXPROCS=1 $(go_test) $(logs)/one-processor.log -timeout 10m ./shared/... ./plugin/... ./fusetree/...
+	GOMAXPROCS=1 $(go_test) $(logs)/one-processor.log -timeout 10m -skip '^TestConformance$$' \
+		./shared/... ./plugin/... ./fusetree/...
 	FUSETREE_TRANSPORT=uring $(go_test) $(logs)/io-uring.log -race -timeout 15m -skip '^TestE2ERbd' \
 		./fusetree/... ./cmd/fuse_tcmur
 
@@ -171,6 +172,13 @@ soak: deps all ## run the tests again and again for SOAK_MINUTES (60), with thos
 		$(go_test) $(logs)/soak.log -race -tags soak -timeout 60m ./...; \
 		$(MAKE) --no-print-directory test-c; \
 	done
+
+.PHONY: conformance
+conformance: all ## test a handler: HANDLER=path.so CFG=/subtype/...; CONFORMANCE_FLAGS='-size 1048576', -help lists them
+	@[ -n '$(HANDLER)' ] && [ -n '$(CFG)' ] || \
+		{ echo 'usage: make conformance HANDLER=/path/handler_x.so CFG=/x/whatever' >&2; exit 2; }
+	TCMUR_BIN='$(CURDIR)/bin' $(GO) test -v -count=1 -timeout 60m -run '^TestConformance$$' ./plugin/conformance \
+		-args -handler '$(abspath $(HANDLER))' -config '$(CFG)' $(CONFORMANCE_FLAGS)
 
 .PHONY: mutation
 mutation: all ## switch off what recovery consists of, one thing at a time, and see that a test notices

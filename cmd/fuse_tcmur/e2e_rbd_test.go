@@ -16,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/fuse-tcmur/fuse_tcmur/plugin/conformance"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin/testbed"
 )
 
@@ -161,6 +164,25 @@ func TestE2ERbd(t *testing.T) {
 	c.wantExport(f, "rbd000", "data")
 	step("read, write, flush, fio")
 
+	// What the cluster does not hold any more after a discard, and what it only reads as zeroes.
+	file := f.open("rbd000", os.O_RDWR)
+	for _, hole := range []struct{ mode, offset, length int64 }{
+		{unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE, 4 << 20, 8 << 20},
+		{unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE, 1000, 5000},
+		{unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE, 13 << 20, 1<<20 + 512},
+	} {
+		if err := unix.Fallocate(int(file.Fd()), uint32(hole.mode), hole.offset, hole.length); err != nil {
+			t.Errorf("fallocate of %d bytes at %d, mode %#x: %v", hole.length, hole.offset, hole.mode, err)
+		}
+		got := make([]byte, hole.length)
+		if _, err := file.ReadAt(got, hole.offset); err != nil || !bytes.Equal(got, make([]byte, hole.length)) {
+			t.Errorf("hole of %d bytes at %d: not zeroes (%v)", hole.length, hole.offset, err)
+		}
+	}
+	file.Close()
+	c.wantExport(f, "rbd000", "data")
+	step("discard, zero")
+
 	mountpoint := b.mkfsAndMount(f, "rbd001")
 	archive, contents := b.sourceArchive()
 	b.unpackAndCompare(archive, contents, mountpoint, time.Now().Add(time.Nanosecond))
@@ -199,7 +221,7 @@ func TestE2ERbd(t *testing.T) {
 	// A device whose storage is away for longer than its time-out fails, in good time, and can be had again.
 	f.must("remove 0\n" + fmt.Sprintf("add 0 timeout=2 "+strings.TrimPrefix(addData, "add 0 "), c.conf()))
 	c.osd("pause")
-	file := f.open("rbd000", os.O_RDWR|syscall.O_DIRECT)
+	file = f.open("rbd000", os.O_RDWR|syscall.O_DIRECT)
 	if _, err := file.WriteAt(pattern(4096, 1), 0); !errors.Is(err, syscall.EIO) {
 		t.Errorf("write while the storage is away for longer than timeout=: %v", err)
 	}
@@ -211,6 +233,15 @@ func TestE2ERbd(t *testing.T) {
 	f.writeAndCheck("rbd000", 0, 4096, 2)
 	f.must("remove 0\nunload rbd")
 	step("longer than timeout=")
+
+	// Without the lock a new client need not wait until the one that was killed has timed out.
+	c.rbd("create", "--size", "16M", "--image-feature", "layering", "conformance")
+	conformance.Run(t, conformance.Handler{
+		Path: testbed.SystemHandlers(t) + "rbd.so", HostBinary: testbed.Program(t, "tcmur-host"),
+		Config: "/rbd/rbd/conformance;conf=" + c.conf(), Kills: conformance.KillIdle,
+		Operations: rbdOperations, Seed: uint64(time.Now().UnixNano()),
+	})
+	step("conformance")
 }
 
 // logSoFar is a place in the log, for wantLogSince.
