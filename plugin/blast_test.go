@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,6 +81,13 @@ func TestBlastRadius(t *testing.T) {
 			bystand(t, d, &rounds[i], &stop)
 		})
 	}
+	done := func() (n int64) {
+		for i := range rounds {
+			n += rounds[i].Load()
+		}
+		return n
+	}
+	var rates blastRates
 	for i, f := range faults {
 		subtype := "fault"
 		if f.async {
@@ -88,7 +96,8 @@ func TestBlastRadius(t *testing.T) {
 		before := len(logged.String())
 		config := fmt.Sprintf("/%s/%s,once=%s/once%d,store=%[3]s/store%[4]d", subtype, f.words, dir, i)
 		d := add(t, l, i, config, plugin.DeviceOptions{Timeout: time.Second})
-		began := time.Now()
+		rates.calm(done)
+		began, sofar := time.Now(), done()
 		haveFault(t, d, f)
 		if f.logged != "" {
 			limit := time.Second
@@ -110,6 +119,7 @@ func TestBlastRadius(t *testing.T) {
 			f.fails = false
 			haveFault(t, d, f)
 		}
+		rates.fault(f, began, sofar, done)
 		if err := l.RemoveDevice(t.Context(), i); err != nil {
 			t.Errorf("%s: remove: %v", f.words, err)
 		}
@@ -118,12 +128,61 @@ func TestBlastRadius(t *testing.T) {
 			eventually(t, "progress of a bystander", 5*time.Second, func() bool { return rounds[i].Load() > at || t.Failed() })
 		}
 	}
+	rates.check(t)
 	stop.Store(true)
 	all.Wait()
 	for _, subtype := range []string{"ram", "file"} {
 		if n := info(t, l, subtype).Restarts; n != 0 {
 			t.Errorf("%s was restarted %d times", subtype, n)
 		}
+	}
+}
+
+// blastRates are how many rounds per second all bystanders together get done: before each fault, and during it.
+type blastRates struct {
+	before, during []float64
+	words          []string
+}
+
+func rate(rounds int64, since time.Time) float64 {
+	return float64(rounds) / time.Since(since).Seconds()
+}
+
+func (r *blastRates) calm(done func() int64) {
+	if blastWindow > 0 {
+		began, sofar := time.Now(), done()
+		time.Sleep(blastWindow)
+		r.before = append(r.before, rate(done()-sofar, began))
+	}
+}
+
+func (r *blastRates) fault(f fault, began time.Time, sofar int64, done func() int64) {
+	if blastWindow > 0 {
+		time.Sleep(time.Until(began.Add(blastWindow)))
+		r.during = append(r.during, rate(done()-sofar, began))
+		r.words = append(r.words, f.words)
+	}
+}
+
+// check fails the test unless the bystanders have kept nine tenths of their throughput, taking the middle of all
+// faults. What is forgiven beyond that is by how much the middle half of the rates before the faults differ from each
+// other: so much the machine makes of nothing.
+func (r *blastRates) check(t *testing.T) {
+	if len(r.during) == 0 {
+		return
+	}
+	var kept []float64
+	for i := range r.during {
+		kept = append(kept, r.during[i]/r.before[i])
+		t.Logf("%-36s %6.0f rounds/s before, %6.0f during: %3.0f%%", r.words[i], r.before[i], r.during[i], 100*kept[i])
+	}
+	calm := slices.Sorted(slices.Values(r.before))
+	slices.Sort(kept)
+	noise := (calm[len(calm)*3/4] - calm[len(calm)/4]) / calm[len(calm)/2]
+	middle := kept[len(kept)/2]
+	t.Logf("the bystanders kept %.1f%%, at a noise of %.1f%%", 100*middle, 100*noise)
+	if middle < 0.9-noise {
+		t.Errorf("the bystanders kept %.1f%% of their throughput", 100*middle)
 	}
 }
 

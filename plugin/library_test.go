@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const testDeadline = 60 * time.Second
+const testDeadline = 60*time.Second + 90*blastWindow
 
 // open makes a Library that finds the shipped handlers and those built from testdata, and shuts it down at the end of
 // the test. Its log goes to the returned buffer.
