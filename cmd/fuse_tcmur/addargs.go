@@ -16,6 +16,7 @@ type addArgs struct {
 	config  string // begins with '/'
 	options plugin.DeviceOptions
 	access  nodeAccess
+	words   []string // of the options, as they were given
 }
 
 // addOption is one KEY=VALUE, or KEY alone where value is "", that "add" understands before the config string.
@@ -152,6 +153,7 @@ func parseAdd(text string) (addArgs, error) {
 		if err := args.set(word); err != nil {
 			return args, err
 		}
+		args.words = append(args.words, word)
 	}
 	args.config = rest
 	return args, nil

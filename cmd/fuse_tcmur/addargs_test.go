@@ -22,19 +22,25 @@ func TestParseAdd(t *testing.T) {
 		"2 ro size=1M block_size=4K max_xfer=64KiB /ram/@": {
 			minor: 2, config: "/ram/@",
 			options: plugin.DeviceOptions{Size: 1 << 20, BlockSize: 4096, MaxXfer: 65536, ReadOnly: true},
+			words:   []string{"ro", "size=1M", "block_size=4K", "max_xfer=64KiB"},
 		},
 		"3 recovery=fail timeout=1.5 retain=1M /ram/@": {
 			minor: 3, config: "/ram/@",
 			options: plugin.DeviceOptions{FailFast: true, Timeout: 1500 * time.Millisecond, Retention: 1 << 20},
+			words:   []string{"recovery=fail", "timeout=1.5", "retain=1M"},
 		},
 		"4 recovery=replay timeout=500ms /ram/@": {
 			minor: 4, config: "/ram/@", options: plugin.DeviceOptions{Timeout: 500 * time.Millisecond},
+			words: []string{"recovery=replay", "timeout=500ms"},
+		},
+		"5 timeout=0 /ram/@": {
+			minor: 5, config: "/ram/@", options: plugin.DeviceOptions{Timeout: -1}, words: []string{"timeout=0"},
 		},
 		"6 mode=0640 owner=0 group=54321 /ram/@": {
 			minor: 6, config: "/ram/@",
 			access: nodeAccess{mode: 0o640, hasUID: true, user: "0", gid: 54321, hasGID: true, team: "54321"},
+			words:  []string{"mode=0640", "owner=0", "group=54321"},
 		},
-		"5 timeout=0 /ram/@": {minor: 5, config: "/ram/@", options: plugin.DeviceOptions{Timeout: -1}},
 	} {
 		got, err := parseAdd(text)
 		if err != nil {

@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -46,9 +45,7 @@ func (f *front) states() string {
 			fmt.Fprintf(&text, "handler failed: %s: %v\n", handler.Subtype, handler.Failure)
 		}
 	}
-	nodes := f.allNodes()
-	slices.SortFunc(nodes, func(a, b *deviceNode) int { return a.device.Minor() - b.device.Minor() })
-	for _, node := range nodes {
+	for _, node := range f.sortedNodes() {
 		if err := node.device.Failure(); err != nil {
 			fmt.Fprintf(&text, "device failed: %s: %v\n", node.device.Name(), err)
 		}

@@ -25,6 +25,10 @@ type device interface {
 	Size() int64
 	BlockSize() int
 	ReadOnly() bool
+	Config() string
+	MaxXfer() int
+	Options() plugin.DeviceOptions
+	Stats() plugin.DeviceStats
 	ReadAt(p []byte, off int64) (int, error)
 	WriteAt(p []byte, off int64) (int, error)
 	StartRead(n int, off int64, done plugin.Completion) bool
@@ -44,7 +48,11 @@ type deviceNode struct {
 	device device
 	gate   *gate
 	node   *fusetree.Node // set when the node is in the tree
-	access nodeAccess
+	// args are what add was given, and sizeAtAdd is the size in bytes that came of it.
+	args       addArgs
+	sizeAtAdd  int64
+	attributes *branch // below /sys/block
+	busy       busyTime
 }
 
 // ops is the device's side of its node.

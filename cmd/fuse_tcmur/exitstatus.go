@@ -14,6 +14,13 @@ const (
 	exitStartFailed = 1 // could not mount, or a start command failed; nothing is left behind
 	exitUsage       = 2 // the command line was wrong; nothing was tried
 	exitDataAtRisk  = 3 // stopped, but a flush or a close failed, or a node was still open for writing
+
+	// Of the subcommands that speak to a running server.
+
+	exitRefused      = 4 // a command failed
+	exitNoServer     = 5 // nobody serves the mount point
+	exitNotPermitted = 6 // this user may not
+	exitNoAnswer     = 7 // the server does not answer, or has died
 )
 
 const exitStatusText = `
@@ -23,6 +30,10 @@ EXIT STATUS
   2  the command line was wrong
   3  stopped, but data may be lost: a flush or a close failed, or a device was still open for writing when the stop
      was forced; the log says which
+  4  ctl: a command failed
+  5  ctl, status: no fuse_tcmur serves the mount point
+  6  ctl, status: not permitted
+  7  ctl, status: the server has died and left its mount behind, or does not answer
 `
 
 // exitError is an error that knows the status the program ends with.

@@ -205,6 +205,12 @@ func (d *fakeDevice) Handler() string { return d.handler }
 func (d *fakeDevice) Size() int64     { return int64(len(d.data)) }
 func (d *fakeDevice) BlockSize() int  { return 512 }
 func (d *fakeDevice) ReadOnly() bool  { return d.readOnly }
+func (d *fakeDevice) Config() string  { return d.config }
+func (d *fakeDevice) MaxXfer() int    { return 1 << 20 }
+
+func (d *fakeDevice) Options() plugin.DeviceOptions { return plugin.DeviceOptions{} }
+
+func (d *fakeDevice) Stats() plugin.DeviceStats { return plugin.DeviceStats{} }
 
 func (d *fakeDevice) ReadAt(p []byte, off int64) (int, error) {
 	d.mu.Lock()

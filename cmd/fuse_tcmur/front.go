@@ -40,11 +40,11 @@ type front struct {
 	// mountpoint is absolute and has no symbolic links.
 	mountpoint string
 
-	devDir, sysDir, modulesDir *fusetree.Node
+	devDir, sysDir, modulesDir, blockDir, hostsDir *fusetree.Node
 
 	mu      sync.Mutex // guards the fields below
 	nodes   map[int]*deviceNode
-	modules map[string]bool // the directories in /sys/modules
+	modules map[string]*branch // the directories in /sys/modules, with what /sys/hosts has of them
 
 	exitOnce, forceOnce sync.Once
 	// exitRequested is closed by the exit command, exitForced by exit --force.
@@ -58,16 +58,18 @@ type systemDirs struct{ proc, sys string }
 func newFront(lib library, tree nodeTree, mountpoint string, dirs systemDirs, log hclog.Logger) (*front, error) {
 	f := &front{
 		log: log, lib: lib, tree: tree, gate: newGate(), sys: dirs, mountpoint: mountpoint,
-		nodes: map[int]*deviceNode{}, modules: map[string]bool{},
+		nodes: map[int]*deviceNode{}, modules: map[string]*branch{},
 		exitRequested: make(chan struct{}), exitForced: make(chan struct{}),
 	}
-	var devErr, sysErr, modulesErr error
+	var devErr, sysErr, modulesErr, blockErr, hostsErr error
 	f.devDir, devErr = tree.Mkdir("dev", tree.Root())
 	f.sysDir, sysErr = tree.Mkdir("sys", tree.Root())
 	if sysErr == nil {
 		f.modulesDir, modulesErr = tree.Mkdir("modules", f.sysDir)
+		f.blockDir, blockErr = tree.Mkdir("block", f.sysDir)
+		f.hostsDir, hostsErr = tree.Mkdir("hosts", f.sysDir)
 	}
-	return f, errors.Join(devErr, sysErr, modulesErr)
+	return f, errors.Join(devErr, sysErr, modulesErr, blockErr, hostsErr)
 }
 
 // load loads a handler and shows it in /sys/modules. Errors: those of plugin.Library.LoadHandler and of the tree.
@@ -75,14 +77,11 @@ func (f *front) load(ctx context.Context, out io.Writer, subtype string) error {
 	if err := f.lib.LoadHandler(ctx, subtype); err != nil {
 		return err
 	}
-	if _, err := f.tree.Mkdir(subtype, f.modulesDir); err != nil {
+	if err := f.addModule(subtype); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
 		return errors.Join(err, f.lib.UnloadHandler(undo, subtype))
 	}
-	f.mu.Lock()
-	f.modules[subtype] = true
-	f.mu.Unlock()
 	if handler, ok := f.handler(subtype); ok {
 		_, _ = fmt.Fprintf(out, "%s: loaded %s into process %d\n", subtype, handler.Path, handler.PID)
 	}
@@ -97,12 +96,32 @@ func (f *front) unload(ctx context.Context, subtype string) error {
 	return f.removeModule(subtype)
 }
 
-// removeModule takes a handler that is unloaded out of /sys/modules.
+// addModule shows a handler in /sys/modules and /sys/hosts.
+func (f *front) addModule(subtype string) error {
+	if _, err := f.tree.Mkdir(subtype, f.modulesDir); err != nil {
+		return err
+	}
+	attributes, err := f.showHandler(subtype)
+	if err != nil {
+		return errors.Join(err, f.tree.Rmdir(subtype, f.modulesDir))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.modules[subtype] = attributes
+	return nil
+}
+
+// removeModule takes a handler that is unloaded out of /sys/modules and /sys/hosts.
 func (f *front) removeModule(subtype string) error {
 	f.mu.Lock()
+	attributes := f.modules[subtype]
 	delete(f.modules, subtype)
 	f.mu.Unlock()
-	return f.tree.Rmdir(subtype, f.modulesDir)
+	err := f.tree.Rmdir(subtype, f.modulesDir)
+	if attributes != nil {
+		err = errors.Join(err, attributes.remove())
+	}
+	return err
 }
 
 // add makes a device and its node. Errors: those of plugin.Library.AddDevice and of the tree.
@@ -111,7 +130,7 @@ func (f *front) add(ctx context.Context, out io.Writer, args addArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := f.addNode(device, args.access); err != nil {
+	if err := f.addNode(device, args); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
 		return errors.Join(err, f.lib.RemoveDevice(undo, args.minor))
@@ -138,22 +157,25 @@ func (f *front) remove(ctx context.Context, minor int) error {
 	err := f.lib.RemoveDevice(ctx, minor)
 	if err != nil && f.lib.HasDevice(minor) {
 		// Still there, with requests that do not end: it must stay reachable for another try.
-		return errors.Join(err, f.addNode(node.device, node.access))
+		return errors.Join(err, f.addNode(node.device, node.args))
 	}
 	return err
 }
 
-// addNode makes the node of a device.
-func (f *front) addNode(device device, access nodeAccess) error {
-	node := &deviceNode{device: device, gate: f.gate, access: access}
+// addNode makes the node of a device that was added with these arguments, and its attributes.
+func (f *front) addNode(device device, args addArgs) error {
+	node := &deviceNode{device: device, gate: f.gate, args: args, sizeAtAdd: device.Size()}
 	var err error
-	node.node, err = f.tree.Add(device.Name(), f.devDir, access.permissions(deviceMode), node.ops(), node)
+	node.node, err = f.tree.Add(device.Name(), f.devDir, args.access.permissions(deviceMode), node.ops(), node)
 	if err != nil {
 		return err
 	}
-	access.apply(node.node)
+	args.access.apply(node.node)
 	node.node.UpdateSize(device.Size())
 	node.node.UpdateBlockSize(device.BlockSize())
+	if node.attributes, err = f.showDevice(node); err != nil {
+		return errors.Join(err, f.tree.Detach(device.Name(), f.devDir))
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.nodes[device.Minor()] = node
@@ -187,11 +209,14 @@ func (f *front) removeNode(ctx context.Context, node *deviceNode) error {
 	}
 }
 
-// forgetNode drops a node that is not in the tree any more.
+// forgetNode drops a node that is not in the tree any more, with its attributes.
 func (f *front) forgetNode(node *deviceNode) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	delete(f.nodes, node.device.Minor())
+	f.mu.Unlock()
+	if err := node.attributes.remove(); err != nil {
+		f.log.Warn("taking the attributes of a device away", "device", node.device.Name(), "reason", err)
+	}
 }
 
 // node is the node of the device with this minor, nil if there is none.
@@ -220,7 +245,7 @@ func (f *front) allModules() []string {
 }
 
 // dump is the tree in words, and the state of what serves it.
-func (f *front) dump() string { return f.tree.Format() + f.states() }
+func (f *front) dump() string { return f.tree.Format(f.blockDir, f.hostsDir) + f.states() }
 
 // requestExit makes the program stop, unless a device is in use (EBUSY). When it succeeds, nothing can be opened any
 // more.
@@ -283,6 +308,6 @@ type (
 		Detach(name string, parent *fusetree.Node) error
 		Mkdir(name string, parent *fusetree.Node) (*fusetree.Node, error)
 		Rmdir(name string, parent *fusetree.Node) error
-		Format() string
+		Format(folded ...*fusetree.Node) string
 	}
 )

@@ -131,6 +131,7 @@ func newRootCommand() *cobra.Command {
 		"least `level` that goes to stderr: trace, debug, info, warn or error")
 	flags.StringVar(&opts.logFormat, "log-format", "text", "`format` of the log: text or json")
 	flags.BoolVar(&opts.hints, "hints", false, "print what to try next, even if stdout is not a terminal")
+	cmd.AddCommand(newCtlCommand(), newStatusCommand())
 	cmd.SetVersionTemplate("fuse_tcmur {{.Version}}\n")
 	cmd.SetHelpTemplate(cmd.HelpTemplate() + exitStatusText)
 	return cmd

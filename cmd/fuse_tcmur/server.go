@@ -170,6 +170,10 @@ func (s *server) mount() error {
 	}
 	node.UpdateBlockSize(ctlBlockSize)
 	s.ctlAccess.apply(node)
+	if _, err := s.tree.Add(statusName, s.front.sysDir, textMode, textOps(s.interp.statusText), nil); err != nil {
+		close(s.ended)
+		return err
+	}
 	go func() {
 		s.runErr = s.tree.Run()
 		close(s.ended)

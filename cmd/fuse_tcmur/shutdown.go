@@ -223,12 +223,15 @@ func (s *server) removeTree() error {
 	}
 	front := s.front
 	for _, node := range front.allNodes() {
-		drop(s.tree.Detach(node.device.Name(), front.devDir))
+		drop(front.detach(node))
 	}
 	drop(s.tree.Detach(ctlName, front.devDir))
 	for _, subtype := range front.allModules() {
-		drop(s.tree.Rmdir(subtype, front.modulesDir))
+		drop(front.removeModule(subtype))
 	}
+	drop(s.tree.Detach(statusName, front.sysDir))
+	drop(s.tree.Rmdir("hosts", front.sysDir))
+	drop(s.tree.Rmdir("block", front.sysDir))
 	drop(s.tree.Rmdir("modules", front.sysDir))
 	drop(s.tree.Rmdir("sys", s.tree.Root()))
 	drop(s.tree.Rmdir("dev", s.tree.Root()))
