@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	minBlockSize = 512
-	maxBlockSize = 65536
+	minBlockSize  = 512
+	maxBlockSize  = 65536
+	maxDeviceSize = 1<<63 - 1<<20
 	// maxRetryTime is how long at most a handler's "busy" is put up with.
 	maxRetryTime = 20 * time.Second
 )
@@ -110,6 +111,7 @@ type Device struct {
 	unguarded bool
 
 	size atomic.Int64
+	sizing
 
 	closeDeaths int // of hosts in close
 
@@ -133,7 +135,7 @@ func (d *Device) open(ctx context.Context, in *host, reopen bool) error {
 	in.memory.lend(uint32(d.minor), d.memory)
 	reply, err := in.rpc.Open(ctx, &hostpb.OpenRequest{
 		Device: uint32(d.minor), Name: d.name, Config: d.inner,
-		Size: uint64(d.opts.Size), BlockSize: uint32(d.opts.BlockSize), MaxXfer: uint32(d.opts.MaxXfer),
+		Size: uint64(d.asked.Load()), BlockSize: uint32(d.opts.BlockSize), MaxXfer: uint32(d.opts.MaxXfer),
 		ReadOnly: d.opts.ReadOnly, Reopen: reopen, RetryMs: retryTime(d.opts.Timeout),
 		GuardsOff: d.opts.GuardsOff, Format: d.opts.Format && !reopen,
 	})
@@ -222,7 +224,7 @@ func (d *Device) compare(r *hostpb.OpenReply) error {
 	if d.mustRetain(r) {
 		d.retains.Store(true) // and never back to false: the host before may have to go on
 	}
-	if int64(r.GetSize()) != d.Size() || int64(r.GetAlignment()) > d.alignment {
+	if !d.knows(int64(r.GetSize())) || int64(r.GetAlignment()) > d.alignment {
 		return control.Failf(syscall.EIO, "it had %d bytes, and has %d after its handler was restarted",
 			d.Size(), r.GetSize())
 	}
@@ -249,10 +251,9 @@ func (d *Device) failure() error {
 
 // adopt checks what the host says of the device before it believes it. EIO when it cannot be.
 func (d *Device) adopt(r *hostpb.OpenReply) error {
-	const maxSize = 1<<63 - 1<<20
 	size, block, xfer, align := r.GetSize(), r.GetBlockSize(), r.GetMaxXfer(), r.GetAlignment()
 	switch {
-	case size == 0 || size > maxSize:
+	case size == 0 || size > maxDeviceSize:
 		return control.Failf(syscall.EIO, "the handler gives the device a size of %d bytes; give one with size=", size)
 	case !validBlockSize(int(block)):
 		return control.Failf(syscall.EIO, "the handler gives the device a block size of %d bytes", block)

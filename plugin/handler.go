@@ -196,6 +196,7 @@ func (h *handler) loadInto(ctx context.Context, to *host, from *object) (*hostpb
 	if err != nil {
 		return nil, to.rpcError("handler_init", err)
 	}
+	h.lib.background.Go(func() { h.followSizes(to) })
 	return reply, nil
 }
 

@@ -334,6 +334,7 @@ func (l *Library) AddDevice(ctx context.Context, minor int, config string, opts 
 		minor: minor, name: fmt.Sprintf("%s%03d", h.subtype, minor), config: config, inner: rest, handler: h, opts: opts,
 		unflushed: newRetention(), stats: newDeviceStats(), patience: ticks(opts.Timeout), hasFailed: make(chan struct{}),
 	}
+	d.asked.Store(opts.Size)
 	if err := l.reserve(d); err != nil {
 		return nil, err
 	}

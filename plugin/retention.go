@@ -230,7 +230,7 @@ func (d *Device) replay(c *shared.Channel) error {
 		window = window[:0]
 		return first
 	}
-	entries := d.unflushed.snapshot()
+	entries := clipEntries(d.unflushed.snapshot(), uint64(d.Size()))
 	d.stats.replayBegins(entries)
 	defer d.stats.replayEnds()
 	for _, e := range entries {
@@ -261,6 +261,20 @@ func (d *Device) replay(c *shared.Channel) error {
 		r.Push()
 	}
 	return drain()
+}
+
+// clipEntries leaves out what is beyond size, where the device has been cut off since.
+func clipEntries(entries []retained, size uint64) []retained {
+	clipped := entries[:0]
+	for _, e := range entries {
+		if e.off >= size {
+			continue
+		}
+		e.length = min(e.length, size-e.off)
+		e.data = e.data[:min(uint64(len(e.data)), e.length)]
+		clipped = append(clipped, e)
+	}
+	return clipped
 }
 
 func overlaps(window []retained, e retained) bool {

@@ -36,6 +36,10 @@ func commandTable() []command {
 			name: "remove", args: "[--force] MINOR", run: runRemove, forcible: true,
 			summary: "flush, close and remove a device that nobody has open, or by force any",
 		},
+		{
+			name: "resize", args: "[--force] MINOR SIZE", run: runResize,
+			summary: "change the size of a device in use; by force also to a smaller one",
+		},
 		{name: "dump", summary: "print the tree, the handlers, and the devices that have failed", run: runDump},
 		{name: "blame", args: "[MINOR]", summary: "print which requests handlers have died of, and where", run: runBlame},
 		{name: "echo", args: "TEXT", summary: "print TEXT", run: runEcho},

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"syscall"
 	"time"
 
@@ -40,6 +41,8 @@ type device interface {
 	Flush() error
 	Discard(off, n int64) error
 	Zero(off, n int64) error
+	Resize(ctx context.Context, size int64) error
+	OnResize(f func(size int64))
 	Failure() error
 }
 
@@ -68,8 +71,7 @@ func (n *deviceNode) ops() *fusetree.Ops {
 		Fsync:   n.fsync,
 
 		Fallocate: n.fallocate,
-		// The size of a device does not change this way, and cp, dd and shells truncate what they write to.
-		Truncate: func(*fusetree.File, int64) error { return nil },
+		Truncate:  n.truncate,
 	}
 }
 
@@ -149,6 +151,16 @@ func (n *deviceNode) write(file *fusetree.File, p []byte, off int64, flags fuset
 }
 
 func (n *deviceNode) fsync(*fusetree.File, bool) error { return n.device.Flush() }
+
+// truncate refuses to make the device larger (EINVAL, as a block device does) and does nothing otherwise: its size does
+// not change this way, but cp, dd and shells truncate what they write to.
+func (n *deviceNode) truncate(_ *fusetree.File, size int64) error {
+	if size > n.device.Size() {
+		return failf(syscall.EINVAL, "%s has %d bytes, and gets no larger by being truncated to %d", n.device.Name(),
+			n.device.Size(), size)
+	}
+	return nil
+}
 
 // isWritable tells from open(2) flags whether the file can be written to.
 func isWritable(flags uint32) bool { return flags&syscall.O_ACCMODE != syscall.O_RDONLY }

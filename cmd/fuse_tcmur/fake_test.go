@@ -191,6 +191,7 @@ type fakeDevice struct {
 	minor                 int
 	readOnly              bool
 
+	resized  func(size int64)
 	mu       sync.Mutex
 	data     []byte
 	flushes  int
@@ -254,6 +255,19 @@ func (d *fakeDevice) Zero(off, n int64) error {
 	defer d.mu.Unlock()
 	clear(d.data[off : off+n])
 	return nil
+}
+
+func (d *fakeDevice) Resize(_ context.Context, size int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.data = append(d.data, make([]byte, max(0, size-int64(len(d.data))))...)[:size]
+	d.resized(size)
+	return nil
+}
+
+func (d *fakeDevice) OnResize(f func(size int64)) {
+	d.resized = f
+	f(d.Size())
 }
 
 func (d *fakeDevice) Failure() error { return d.failure }

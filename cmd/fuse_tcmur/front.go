@@ -171,7 +171,7 @@ func (f *front) addNode(device device, args addArgs) error {
 		return err
 	}
 	args.access.apply(node.node)
-	node.node.UpdateSize(device.Size())
+	device.OnResize(node.node.UpdateSize)
 	node.node.UpdateBlockSize(device.BlockSize())
 	if node.attributes, err = f.showDevice(node); err != nil {
 		return errors.Join(err, f.tree.Detach(device.Name(), f.devDir))

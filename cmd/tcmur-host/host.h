@@ -36,6 +36,7 @@
  */
 struct handler {
 	bool (*check_config)(const char *cfgstring, char **reason);
+	int (*reconfig)(struct tcmu_device *dev, struct tcmulib_cfg_info *cfg);
 	int (*open)(struct tcmu_device *dev, bool reopen);
 	void (*close)(struct tcmu_device *dev);
 	int (*handle_cmd)(struct tcmu_device *dev, struct tcmur_cmd *cmd);
@@ -243,6 +244,9 @@ enum io_result io_run(struct request *req);
 /* retry.c */
 bool retry_wanted(struct request *req, int sts); /* the status may be another one later; sets req->pause_ns */
 void retry_later(struct request *req);           /* device_continue() after req->pause_ns */
+
+/* resize.c */
+void size_was_set(void); /* by a handler; any thread may call it */
 
 /* reopen.c */
 void reopen_start(struct tcmu_device *dev, uint32_t opens); /* until it has succeeded, in a thread of its own */

@@ -186,6 +186,7 @@ int loader_adopt(const struct native_handler *h)
 /* Function pointers travel through Go as numbers. */
 #define TAKE(member) memcpy(&host_handler.member, &h->member, sizeof(h->member))
 	TAKE(check_config);
+	TAKE(reconfig);
 	TAKE(open);
 	TAKE(close);
 	TAKE(handle_cmd);

@@ -166,7 +166,7 @@ func (process) symbolSize(address uintptr) uint64 {
 func adopt(h *handlerStruct, q quirks) int {
 	var n C.struct_native_handler
 	for name, slot := range map[string]*C.uintptr_t{
-		"check_config": &n.check_config, "open": &n.open, "close": &n.close, "handle_cmd": &n.handle_cmd,
+		"check_config": &n.check_config, "reconfig": &n.reconfig, "open": &n.open, "close": &n.close, "handle_cmd": &n.handle_cmd,
 		"read": &n.read, "write": &n.write, "flush": &n.flush, "unmap": &n.unmap, "writesame": &n.writesame,
 		"init": &n.init, "destroy": &n.destroy,
 	} {
@@ -275,6 +275,27 @@ func startDevice(index uint32, boundary uint64) error {
 		return syscall.Errno(errno)
 	}
 	return nil
+}
+
+// resizeDevice calls the handler's reconfig and returns its result and what the handler logged as errors meanwhile.
+func resizeDevice(index uint32, size uint64) (result int, logged string, err error) {
+	var r C.int
+	w := newWhy()
+	errno := C.device_resize(C.uint32_t(index), C.uint64_t(size), &r, w.p)
+	logged = w.take()
+	if errno != 0 {
+		return 0, "", syscall.Errno(errno)
+	}
+	return int(r), logged, nil
+}
+
+// sizeEvents returns an eventfd; see device_size_events.
+func sizeEvents() (int, error) {
+	fd, err := C.device_size_events()
+	if fd < 0 {
+		return -1, fmt.Errorf("eventfd: %w", err)
+	}
+	return int(fd), nil
 }
 
 // abandonDevice closes a device that was opened but not started.

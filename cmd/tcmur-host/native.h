@@ -61,6 +61,7 @@ uint64_t loader_symbol_size(uintptr_t address);             /* of the dynamic sy
 
 struct native_handler {
 	uintptr_t check_config;
+	uintptr_t reconfig;
 	uintptr_t open;
 	uintptr_t close;
 	uintptr_t handle_cmd;
@@ -133,6 +134,13 @@ void device_geometry(uint32_t index, struct native_geometry *out);
 int device_start(uint32_t index, uint64_t boundary);
 /* The way back from device_open() without device_start(): calls the handler's close. */
 void device_abandon(uint32_t index);
+/*
+ * resize.c: calls the handler's reconfig. ENODEV: not open. EOPNOTSUPP: the handler cannot do it. Otherwise *result is
+ * what reconfig returned, and errors what the handler logged meanwhile (NATIVE_WHY_SIZE bytes).
+ */
+int device_resize(uint32_t index, uint64_t size, int *result, char *errors);
+/* An eventfd, non-blocking, that is written to when a handler sets a device's size; -1 with errno. Call it once. */
+int device_size_events(void);
 /*
  * Ends an open device: refuses new requests, waits for those accepted, flushes, closes. ENODEV: not open. ETIMEDOUT:
  * did not end in timeout_ns (negative: no limit) or device_interrupt() was called; the device accepts nothing any more

@@ -35,6 +35,7 @@ type server struct {
 	devices map[uint32]*device // those that are open, or being opened
 	ending  bool               // shutdown has begun
 	taps    []*tap             // what the handler says; nil until a Load has begun
+	sizes   sizeWatch
 }
 
 // device is an open device.
@@ -43,6 +44,10 @@ type device struct {
 	// opened is closed when the open has ended; nothing else is done with the device before.
 	opened chan struct{}
 	guard  guard // valid once opened is closed
+
+	// Guarded by server.mu:
+	size     uint64 // bytes, as last told to the front; 0 while it is being opened
+	resizing bool   // a Resize is under way, and its reply tells the size
 }
 
 var _ hostpb.HostServer = (*server)(nil)
@@ -189,6 +194,9 @@ func (s *server) open(req *hostpb.OpenRequest) (*hostpb.OpenReply, error) {
 		return nil, err
 	}
 	dev.guard = g
+	s.mu.Lock()
+	dev.size = reply.GetSize()
+	s.mu.Unlock()
 	return reply, nil
 }
 

@@ -31,7 +31,6 @@ EXPORT uint64_t tcmu_byte_to_lba(struct tcmu_device *dev, uint64_t byte);
 		atomic_store(&dev->member, value);         \
 	}
 
-SET(uint64_t, tcmu_dev_set_num_lbas, num_lbas)
 GET(uint64_t, tcmu_dev_get_num_lbas, num_lbas)
 SET(uint32_t, tcmu_dev_set_block_size, block_size)
 GET(uint32_t, tcmu_dev_get_block_size, block_size)
@@ -53,6 +52,12 @@ GET(bool, tcmu_dev_get_write_protect_enabled, write_protect)
 SET(bool, tcmur_dev_set_writes_survive, writes_survive)
 SET(bool, tcmur_dev_set_unmap_zeroes, unmap_zeroes)
 SET(void *, tcmur_dev_set_private, handler_private)
+
+void tcmu_dev_set_num_lbas(struct tcmu_device *dev, uint64_t num_lbas)
+{
+	if (atomic_exchange(&dev->num_lbas, num_lbas) != num_lbas)
+		size_was_set();
+}
 
 /* On the path of every request: no ordering is needed, as the handler sets it in open and reads it after that. */
 void *tcmur_dev_get_private(struct tcmu_device *dev)
@@ -106,7 +111,7 @@ int tcmur_dev_update_size(struct tcmu_device *dev, uint64_t new_size)
 
 	if (!new_size || !block)
 		return -EINVAL;
-	atomic_store(&dev->num_lbas, new_size / block);
+	tcmu_dev_set_num_lbas(dev, new_size / block);
 	return 0;
 }
 

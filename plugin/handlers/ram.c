@@ -88,7 +88,8 @@ static int open_anonymous(struct ram *ram, struct tcmu_device *dev, const struct
 	uint64_t size = config_size(dev);
 	int ret;
 
-	if (size && config->size && size != config->size) {
+	/* After a resize the host knows better than the configuration string. */
+	if (!reopen && size && config->size && size != config->size) {
 		tcmu_err(dev, "%s: this size is not the configured one of %llu bytes: give one of them\n",
 			 tcmu_dev_get_cfgstring(dev), (unsigned long long)size);
 		return -EINVAL;

@@ -801,6 +801,184 @@ func (*CloseReply) Descriptor() ([]byte, []int) {
 	return file_host_proto_rawDescGZIP(), []int{8}
 }
 
+type ResizeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Device uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	// Bytes, a multiple of the block size.
+	Size          uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeRequest) Reset() {
+	*x = ResizeRequest{}
+	mi := &file_host_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeRequest) ProtoMessage() {}
+
+func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeRequest) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ResizeRequest) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *ResizeRequest) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type ResizeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeReply) Reset() {
+	*x = ResizeReply{}
+	mi := &file_host_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeReply) ProtoMessage() {}
+
+func (x *ResizeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeReply.ProtoReflect.Descriptor instead.
+func (*ResizeReply) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{10}
+}
+
+type WatchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_host_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{11}
+}
+
+type SizeChange struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Device uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	// Bytes.
+	Size          uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SizeChange) Reset() {
+	*x = SizeChange{}
+	mi := &file_host_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SizeChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SizeChange) ProtoMessage() {}
+
+func (x *SizeChange) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SizeChange.ProtoReflect.Descriptor instead.
+func (*SizeChange) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SizeChange) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *SizeChange) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 type SetLogLevelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LogLevel      LogLevel               `protobuf:"varint,1,opt,name=log_level,json=logLevel,proto3,enum=tcmur.host.v1.LogLevel" json:"log_level,omitempty"`
@@ -810,7 +988,7 @@ type SetLogLevelRequest struct {
 
 func (x *SetLogLevelRequest) Reset() {
 	*x = SetLogLevelRequest{}
-	mi := &file_host_proto_msgTypes[9]
+	mi := &file_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1000,7 @@ func (x *SetLogLevelRequest) String() string {
 func (*SetLogLevelRequest) ProtoMessage() {}
 
 func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[9]
+	mi := &file_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1013,7 @@ func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelRequest.ProtoReflect.Descriptor instead.
 func (*SetLogLevelRequest) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{9}
+	return file_host_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetLogLevelRequest) GetLogLevel() LogLevel {
@@ -853,7 +1031,7 @@ type SetLogLevelReply struct {
 
 func (x *SetLogLevelReply) Reset() {
 	*x = SetLogLevelReply{}
-	mi := &file_host_proto_msgTypes[10]
+	mi := &file_host_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1043,7 @@ func (x *SetLogLevelReply) String() string {
 func (*SetLogLevelReply) ProtoMessage() {}
 
 func (x *SetLogLevelReply) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[10]
+	mi := &file_host_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1056,7 @@ func (x *SetLogLevelReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelReply.ProtoReflect.Descriptor instead.
 func (*SetLogLevelReply) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{10}
+	return file_host_proto_rawDescGZIP(), []int{14}
 }
 
 var File_host_proto protoreflect.FileDescriptor
@@ -949,7 +1127,16 @@ const file_host_proto_rawDesc = "" +
 	"\fCloseRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\"\f\n" +
 	"\n" +
-	"CloseReply\"J\n" +
+	"CloseReply\";\n" +
+	"\rResizeRequest\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\r\n" +
+	"\vResizeReply\"\x0e\n" +
+	"\fWatchRequest\"8\n" +
+	"\n" +
+	"SizeChange\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"J\n" +
 	"\x12SetLogLevelRequest\x124\n" +
 	"\tlog_level\x18\x01 \x01(\x0e2\x17.tcmur.host.v1.LogLevelR\blogLevel\"\x12\n" +
 	"\x10SetLogLevelReply*w\n" +
@@ -958,12 +1145,14 @@ const file_host_proto_rawDesc = "" +
 	"\x0fLOG_LEVEL_ERROR\x10\x01\x12\x12\n" +
 	"\x0eLOG_LEVEL_WARN\x10\x02\x12\x12\n" +
 	"\x0eLOG_LEVEL_INFO\x10\x03\x12\x13\n" +
-	"\x0fLOG_LEVEL_DEBUG\x10\x042\xe9\x02\n" +
+	"\x0fLOG_LEVEL_DEBUG\x10\x042\xf0\x03\n" +
 	"\x04Host\x12<\n" +
 	"\x04Load\x12\x1a.tcmur.host.v1.LoadRequest\x1a\x18.tcmur.host.v1.LoadReply\x12Q\n" +
 	"\vCheckConfig\x12!.tcmur.host.v1.CheckConfigRequest\x1a\x1f.tcmur.host.v1.CheckConfigReply\x12<\n" +
 	"\x04Open\x12\x1a.tcmur.host.v1.OpenRequest\x1a\x18.tcmur.host.v1.OpenReply\x12?\n" +
-	"\x05Close\x12\x1b.tcmur.host.v1.CloseRequest\x1a\x19.tcmur.host.v1.CloseReply\x12Q\n" +
+	"\x05Close\x12\x1b.tcmur.host.v1.CloseRequest\x1a\x19.tcmur.host.v1.CloseReply\x12B\n" +
+	"\x06Resize\x12\x1c.tcmur.host.v1.ResizeRequest\x1a\x1a.tcmur.host.v1.ResizeReply\x12A\n" +
+	"\x05Watch\x12\x1b.tcmur.host.v1.WatchRequest\x1a\x19.tcmur.host.v1.SizeChange0\x01\x12Q\n" +
 	"\vSetLogLevel\x12!.tcmur.host.v1.SetLogLevelRequest\x1a\x1f.tcmur.host.v1.SetLogLevelReplyB0Z.github.com/fuse-tcmur/fuse_tcmur/plugin/hostpbb\x06proto3"
 
 var (
@@ -979,7 +1168,7 @@ func file_host_proto_rawDescGZIP() []byte {
 }
 
 var file_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_host_proto_goTypes = []any{
 	(LogLevel)(0),              // 0: tcmur.host.v1.LogLevel
 	(*Failure)(nil),            // 1: tcmur.host.v1.Failure
@@ -991,8 +1180,12 @@ var file_host_proto_goTypes = []any{
 	(*OpenReply)(nil),          // 7: tcmur.host.v1.OpenReply
 	(*CloseRequest)(nil),       // 8: tcmur.host.v1.CloseRequest
 	(*CloseReply)(nil),         // 9: tcmur.host.v1.CloseReply
-	(*SetLogLevelRequest)(nil), // 10: tcmur.host.v1.SetLogLevelRequest
-	(*SetLogLevelReply)(nil),   // 11: tcmur.host.v1.SetLogLevelReply
+	(*ResizeRequest)(nil),      // 10: tcmur.host.v1.ResizeRequest
+	(*ResizeReply)(nil),        // 11: tcmur.host.v1.ResizeReply
+	(*WatchRequest)(nil),       // 12: tcmur.host.v1.WatchRequest
+	(*SizeChange)(nil),         // 13: tcmur.host.v1.SizeChange
+	(*SetLogLevelRequest)(nil), // 14: tcmur.host.v1.SetLogLevelRequest
+	(*SetLogLevelReply)(nil),   // 15: tcmur.host.v1.SetLogLevelReply
 }
 var file_host_proto_depIdxs = []int32{
 	0,  // 0: tcmur.host.v1.LoadRequest.log_level:type_name -> tcmur.host.v1.LogLevel
@@ -1001,14 +1194,18 @@ var file_host_proto_depIdxs = []int32{
 	4,  // 3: tcmur.host.v1.Host.CheckConfig:input_type -> tcmur.host.v1.CheckConfigRequest
 	6,  // 4: tcmur.host.v1.Host.Open:input_type -> tcmur.host.v1.OpenRequest
 	8,  // 5: tcmur.host.v1.Host.Close:input_type -> tcmur.host.v1.CloseRequest
-	10, // 6: tcmur.host.v1.Host.SetLogLevel:input_type -> tcmur.host.v1.SetLogLevelRequest
-	3,  // 7: tcmur.host.v1.Host.Load:output_type -> tcmur.host.v1.LoadReply
-	5,  // 8: tcmur.host.v1.Host.CheckConfig:output_type -> tcmur.host.v1.CheckConfigReply
-	7,  // 9: tcmur.host.v1.Host.Open:output_type -> tcmur.host.v1.OpenReply
-	9,  // 10: tcmur.host.v1.Host.Close:output_type -> tcmur.host.v1.CloseReply
-	11, // 11: tcmur.host.v1.Host.SetLogLevel:output_type -> tcmur.host.v1.SetLogLevelReply
-	7,  // [7:12] is the sub-list for method output_type
-	2,  // [2:7] is the sub-list for method input_type
+	10, // 6: tcmur.host.v1.Host.Resize:input_type -> tcmur.host.v1.ResizeRequest
+	12, // 7: tcmur.host.v1.Host.Watch:input_type -> tcmur.host.v1.WatchRequest
+	14, // 8: tcmur.host.v1.Host.SetLogLevel:input_type -> tcmur.host.v1.SetLogLevelRequest
+	3,  // 9: tcmur.host.v1.Host.Load:output_type -> tcmur.host.v1.LoadReply
+	5,  // 10: tcmur.host.v1.Host.CheckConfig:output_type -> tcmur.host.v1.CheckConfigReply
+	7,  // 11: tcmur.host.v1.Host.Open:output_type -> tcmur.host.v1.OpenReply
+	9,  // 12: tcmur.host.v1.Host.Close:output_type -> tcmur.host.v1.CloseReply
+	11, // 13: tcmur.host.v1.Host.Resize:output_type -> tcmur.host.v1.ResizeReply
+	13, // 14: tcmur.host.v1.Host.Watch:output_type -> tcmur.host.v1.SizeChange
+	15, // 15: tcmur.host.v1.Host.SetLogLevel:output_type -> tcmur.host.v1.SetLogLevelReply
+	9,  // [9:16] is the sub-list for method output_type
+	2,  // [2:9] is the sub-list for method input_type
 	2,  // [2:2] is the sub-list for extension type_name
 	2,  // [2:2] is the sub-list for extension extendee
 	0,  // [0:2] is the sub-list for field type_name
@@ -1025,7 +1222,7 @@ func file_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_proto_rawDesc), len(file_host_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

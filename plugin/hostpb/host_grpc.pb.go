@@ -30,6 +30,8 @@ const (
 	Host_CheckConfig_FullMethodName = "/tcmur.host.v1.Host/CheckConfig"
 	Host_Open_FullMethodName        = "/tcmur.host.v1.Host/Open"
 	Host_Close_FullMethodName       = "/tcmur.host.v1.Host/Close"
+	Host_Resize_FullMethodName      = "/tcmur.host.v1.Host/Resize"
+	Host_Watch_FullMethodName       = "/tcmur.host.v1.Host/Watch"
 	Host_SetLogLevel_FullMethodName = "/tcmur.host.v1.Host/SetLogLevel"
 )
 
@@ -46,6 +48,11 @@ type HostClient interface {
 	// Close waits for the device's requests in the host to end, flushes it, and closes it. The device is closed even when
 	// the flush fails; the failure is the result.
 	Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseReply, error)
+	// Resize has the handler change the size of an open device. Requests may run meanwhile; those that reach beyond the
+	// smaller of both sizes may fail. Once it has begun it also ends.
+	Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*ResizeReply, error)
+	// Watch sends the size of a device whenever the handler has changed it by itself.
+	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SizeChange], error)
 	// SetLogLevel changes the least severe level that handler messages need to be passed on.
 	SetLogLevel(ctx context.Context, in *SetLogLevelRequest, opts ...grpc.CallOption) (*SetLogLevelReply, error)
 }
@@ -98,6 +105,35 @@ func (c *hostClient) Close(ctx context.Context, in *CloseRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *hostClient) Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*ResizeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResizeReply)
+	err := c.cc.Invoke(ctx, Host_Resize_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *hostClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SizeChange], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Host_ServiceDesc.Streams[0], Host_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRequest, SizeChange]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Host_WatchClient = grpc.ServerStreamingClient[SizeChange]
+
 func (c *hostClient) SetLogLevel(ctx context.Context, in *SetLogLevelRequest, opts ...grpc.CallOption) (*SetLogLevelReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SetLogLevelReply)
@@ -121,6 +157,11 @@ type HostServer interface {
 	// Close waits for the device's requests in the host to end, flushes it, and closes it. The device is closed even when
 	// the flush fails; the failure is the result.
 	Close(context.Context, *CloseRequest) (*CloseReply, error)
+	// Resize has the handler change the size of an open device. Requests may run meanwhile; those that reach beyond the
+	// smaller of both sizes may fail. Once it has begun it also ends.
+	Resize(context.Context, *ResizeRequest) (*ResizeReply, error)
+	// Watch sends the size of a device whenever the handler has changed it by itself.
+	Watch(*WatchRequest, grpc.ServerStreamingServer[SizeChange]) error
 	// SetLogLevel changes the least severe level that handler messages need to be passed on.
 	SetLogLevel(context.Context, *SetLogLevelRequest) (*SetLogLevelReply, error)
 	mustEmbedUnimplementedHostServer()
@@ -144,6 +185,12 @@ func (UnimplementedHostServer) Open(context.Context, *OpenRequest) (*OpenReply, 
 }
 func (UnimplementedHostServer) Close(context.Context, *CloseRequest) (*CloseReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Close not implemented")
+}
+func (UnimplementedHostServer) Resize(context.Context, *ResizeRequest) (*ResizeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Resize not implemented")
+}
+func (UnimplementedHostServer) Watch(*WatchRequest, grpc.ServerStreamingServer[SizeChange]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
 }
 func (UnimplementedHostServer) SetLogLevel(context.Context, *SetLogLevelRequest) (*SetLogLevelReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetLogLevel not implemented")
@@ -241,6 +288,35 @@ func _Host_Close_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Host_Resize_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResizeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServer).Resize(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Host_Resize_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServer).Resize(ctx, req.(*ResizeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Host_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(HostServer).Watch(m, &grpc.GenericServerStream[WatchRequest, SizeChange]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Host_WatchServer = grpc.ServerStreamingServer[SizeChange]
+
 func _Host_SetLogLevel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SetLogLevelRequest)
 	if err := dec(in); err != nil {
@@ -283,10 +359,20 @@ var Host_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Host_Close_Handler,
 		},
 		{
+			MethodName: "Resize",
+			Handler:    _Host_Resize_Handler,
+		},
+		{
 			MethodName: "SetLogLevel",
 			Handler:    _Host_SetLogLevel_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Watch",
+			Handler:       _Host_Watch_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "host.proto",
 }

@@ -7,6 +7,7 @@
  *	size=BYTES          1 MiB unless given
  *	delay=USEC          each read, write and flush takes so long
  *	linger=USEC         a flush takes so much longer when its work is done
+ *	grow=BYTES          a flush gives the device this size
  *	zeroes              what is unmapped reads back zeroes, and the host is told so
  *
  * Where its contents are:
@@ -23,7 +24,7 @@
  *	OP:OFFSET=EFFECT    whenever OP touches this byte
  *	once=PATH           only until the file exists, which is made just before the first effect
  *
- * OP is check, open, reopen, close, read, write, flush, unmap or writesame (of zeroes, always); open is the first one only. EFFECT is a TCMU_STS code (a
+ * OP is check, open, reopen, close, read, write, flush, unmap, writesame (of zeroes, always) or reconfig (of stores); open is the first one only. EFFECT is a TCMU_STS code (a
  * negative errno for open and reopen), a name in fault_effects.h, or one of those that concern the call:
  *
  *	never               it never ends: asynchronously, or as hang
@@ -63,11 +64,12 @@ enum op {
 	OP_FLUSH,
 	OP_UNMAP,
 	OP_WRITESAME,
+	OP_RECONFIG,
 	OPS
 };
 
-static const char *const op_names[OPS] = { "check", "open",  "reopen", "close",    "read",
-					   "write", "flush", "unmap",  "writesame" };
+static const char *const op_names[OPS] = { "check", "open",  "reopen", "close",     "read",
+					   "write", "flush", "unmap",  "writesame", "reconfig" };
 
 struct rule {
 	enum op op;
@@ -79,6 +81,7 @@ struct rule {
 
 struct fault {
 	size_t size;
+	size_t grow;
 	unsigned int delay;
 	unsigned int linger;
 	bool is_volatile;
@@ -141,6 +144,8 @@ static void parse(struct fault *f, const char *config)
 	for (s = s ? s + 1 : ""; *s; s += strcspn(s, ","), s += *s == ',') {
 		if ((value = after(s, "size=")))
 			f->size = strtoull(value, NULL, 0);
+		else if ((value = after(s, "grow=")))
+			f->grow = strtoull(value, NULL, 0);
 		else if ((value = after(s, "delay=")))
 			f->delay = (unsigned int)strtoul(value, NULL, 0);
 		else if ((value = after(s, "linger=")))
@@ -323,7 +328,7 @@ static int load_contents(struct fault *f, struct tcmu_device *dev, bool reopen)
 		}
 		return 0;
 	}
-	f->data = calloc(1, f->size);
+	f->data = calloc(1, f->grow > f->size ? f->grow : f->size);
 	return f->data ? 0 : -ENOMEM;
 }
 
@@ -339,6 +344,11 @@ static int fault_open(struct tcmu_device *dev, bool reopen)
 	f->fd = -1;
 	pthread_mutex_init(&f->flushing, NULL);
 	parse(f, tcmu_dev_get_cfgstring(dev));
+	if (reopen && f->path && !f->lazy) { /* it may have been resized */
+		uint64_t size = tcmu_cfgfs_dev_get_info_u64(dev, "Size", &ret);
+
+		f->size = ret || !size ? f->size : size;
+	}
 	ret = have_effect(f, &c, &ends);
 	if (ret)
 		tcmu_err(dev, "told to fail open\n");
@@ -424,6 +434,8 @@ static int carry_out(struct call *c, int *ends)
 		return sts;
 	if (c->op == OP_FLUSH) {
 		sts = !f->lazy || write_back(f) ? TCMU_STS_OK : TCMU_STS_WR_ERR;
+		if (f->grow)
+			tcmu_dev_set_num_lbas(c->dev, f->grow / tcmu_dev_get_block_size(c->dev));
 		usleep(f->linger);
 		return sts;
 	}
@@ -509,11 +521,26 @@ static int fault_writesame(struct tcmu_device *dev, struct tcmur_cmd *cmd, uint6
 	return start((struct call){ dev, cmd, OP_WRITESAME, iov, iov_cnt, length, (off_t)offset });
 }
 
+/* An effect comes when the file has its new size, and nobody has been told. */
+static int fault_reconfig(struct tcmu_device *dev, struct tcmulib_cfg_info *cfg)
+{
+	struct fault *f = tcmur_dev_get_private(dev);
+	int ends;
+
+	if (cfg->type != TCMULIB_CFG_DEV_SIZE || !f->path || f->lazy)
+		return -EOPNOTSUPP;
+	if (ftruncate(f->fd, (off_t)cfg->dev_size))
+		return -errno;
+	f->size = cfg->dev_size;
+	return have_effect(f, &(struct call){ .dev = dev, .op = OP_RECONFIG }, &ends);
+}
+
 struct tcmur_handler fault_handler = {
 	.name = "Fault injection for tests",
 	.subtype = FAULT_SUBTYPE,
 	.cfg_desc = FAULT_SUBTYPE "/WORD,... : see plugin/testdata/fault.c",
 	.check_config = fault_check_config,
+	.reconfig = fault_reconfig,
 	.open = fault_open,
 	.close = fault_close,
 	.nr_threads = 256,
