@@ -111,7 +111,7 @@ test: deps all format-check vet generated-check test-c test-go ## run all tests;
 
 .PHONY: deps
 deps: # install the Debian packages that the tests need
-	@.ci/packages btrfs-progs e2fsprogs fio groff-base mandoc protobuf-compiler qemu-utils tcmu-runner xfsprogs
+	@.ci/packages btrfs-progs e2fsprogs fio groff-base mandoc protobuf-compiler qemu-utils sqlite3 tcmu-runner xfsprogs
 	@.ci/packages --wanted ceph-common ceph-mon ceph-osd
 
 .PHONY: test-go

@@ -36,6 +36,9 @@ type DeviceOptions struct {
 	// FailFast: when the handler's process dies its requests fail with EIO at once, instead of being sent again, and
 	// nothing is retained. The device is still reopened.
 	FailFast bool
+	// Record is the absolute path of a file to make and record all changes of the device in, "" for none. The device is
+	// slower then: its writes are made in whole sectors, and those of other lengths read first.
+	Record string
 	// Retention is how many bytes of unflushed writes are kept to be sent again; 0: DefaultRetention.
 	Retention int64
 	// Timeout is how long a request may take before the handler counts as hung and its process is killed; 0:
@@ -91,6 +94,7 @@ type Device struct {
 	direct atomic.Pointer[shared.Channel]
 
 	unflushed *retention
+	recorder  *recorder // nil unless asked for
 	stats     *deviceStats
 	patience  int64                 // Timeout in ticks
 	failed    atomic.Pointer[error] // why it fails for good; nil while it works
@@ -261,6 +265,12 @@ func (d *Device) adopt(r *hostpb.OpenReply) error {
 		return control.Failf(syscall.EIO, "the host asks for an alignment of %d bytes", align)
 	case xfer < align || xfer > shared.MaxPayload:
 		return control.Failf(syscall.EIO, "the handler gives the device a largest request of %d bytes", xfer)
+	}
+	if d.recorder != nil {
+		if size%recordSector != 0 {
+			return control.Failf(syscall.EINVAL, "a device of %d bytes cannot be recorded: it has no whole sectors", size)
+		}
+		align = max(align, recordSector)
 	}
 	d.size.Store(int64(size))
 	d.blockSize, d.alignment = int(block), int64(align)

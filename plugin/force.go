@@ -61,6 +61,7 @@ func (l *Library) forceRemove(d *Device, patience time.Duration) error {
 	d.served = false
 	l.devices[d.minor] = nil
 	l.mu.Unlock()
+	d.recorder.close(err == nil)
 	d.unflushed.drop()
 	if err != nil {
 		return fmt.Errorf("remove %s: removed by force, but %w", d.name, err)

@@ -205,10 +205,12 @@ func (d *Device) requestFor(op shared.Op, p []byte, n int, off int64) error {
 		w.p = p
 	}
 	c := r.Channel()
+	at := d.recorder.begin(op)
 	d.issue(r, off, false, w)
 	c.Kick(0)
 	<-w.done
 	err = w.err
+	d.recorder.end(at, op, p, n, off, err)
 	w.p = nil
 	waits.Put(w)
 	return err

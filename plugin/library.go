@@ -338,11 +338,17 @@ func (l *Library) AddDevice(ctx context.Context, minor int, config string, opts 
 	if err := l.reserve(d); err != nil {
 		return nil, err
 	}
-	err = d.firstOpen(ctx)
+	if opts.Record != "" {
+		d.recorder, err = newRecorder(opts.Record, l.log.With("device", d.name))
+	}
+	if err == nil {
+		err = d.firstOpen(ctx)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
 		l.devices[minor] = nil
+		d.recorder.discard(opts.Record)
 		return nil, fmt.Errorf("add %d %s: %w", minor, abbreviate(config), err)
 	}
 	d.ready = true
@@ -397,6 +403,7 @@ func (l *Library) RemoveDevice(ctx context.Context, minor int) error {
 	}
 	l.mu.Unlock()
 	if !busy {
+		d.recorder.close(err == nil)
 		d.unflushed.drop()
 	}
 	switch {

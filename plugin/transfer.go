@@ -112,9 +112,10 @@ func (d *Device) StartLanded(l *Landing, n int, off int64, done Completion) bool
 	return true
 }
 
-// StartFlush begins a flush; Commit must follow. It never waits, and declines where Flush would.
+// StartFlush begins a flush; Commit must follow. It never waits, and declines where Flush would, and on a device that
+// is recorded.
 func (d *Device) StartFlush(done Completion) bool {
-	if !d.gate.enter() {
+	if d.recorder != nil || !d.gate.enter() {
 		return false
 	}
 	r := d.direct.Load().TryGet(shared.OpFlush, 0)

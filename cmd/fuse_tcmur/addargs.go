@@ -4,6 +4,7 @@ package main
 
 import (
 	"math"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -41,6 +42,7 @@ func addOptions() []addOption[plugin.DeviceOptions] {
 		{"retain", "BYTES", "unflushed writes to keep for a replay, default 32M; above it a flush is made", setRetention},
 		{"guards", "on|off", "off: drive the handler without what is known about its bugs (describe lists it)", setGuards},
 		{"format", "", "let the handler format what is there (zbc)", setFormat},
+		{"record", "FILE", "record all changes in a new file, in the format of dm-log-writes", setRecord},
 	}
 }
 
@@ -98,6 +100,14 @@ func setTimeout(options *plugin.DeviceOptions, value string) (err error) {
 		options.Timeout = -1 // for ever
 	}
 	return err
+}
+
+func setRecord(options *plugin.DeviceOptions, value string) error {
+	if !filepath.IsAbs(value) {
+		return failf(syscall.EINVAL, "%q is no absolute path", value)
+	}
+	options.Record = value
+	return nil
 }
 
 func setRetention(options *plugin.DeviceOptions, value string) (err error) {

@@ -41,6 +41,10 @@ func TestParseAdd(t *testing.T) {
 			access: nodeAccess{mode: 0o640, hasUID: true, user: "0", gid: 54321, hasGID: true, team: "54321"},
 			words:  []string{"mode=0640", "owner=0", "group=54321"},
 		},
+		"7 record=/tmp/r ro /ram/@": {
+			minor: 7, config: "/ram/@", options: plugin.DeviceOptions{Record: "/tmp/r", ReadOnly: true},
+			words: []string{"record=/tmp/r", "ro"},
+		},
 	} {
 		got, err := parseAdd(text)
 		if err != nil {
@@ -65,6 +69,7 @@ func TestParseAddErrors(t *testing.T) {
 		{"0", syscall.EINVAL, "config string is missing"},
 		{"0 size=1M", syscall.EINVAL, "config string is missing"},
 		{"0 ram/@", syscall.EINVAL, "known: size, block_size, max_xfer, ro, recovery, timeout, retain"},
+		{"0 record=r /ram/@", syscall.EINVAL, "no absolute path"},
 		{"0 siez=1M /ram/@", syscall.EINVAL, "unknown option \"siez=1M\""},
 		{"0 size /ram/@", syscall.EINVAL, "size=BYTES"},
 		{"0 size= /ram/@", syscall.EINVAL, "size=BYTES"},
