@@ -44,6 +44,10 @@ func commandTable() []command {
 		{name: "blame", args: "[MINOR]", summary: "print which requests handlers have died of, and where", run: runBlame},
 		{name: "echo", args: "TEXT", summary: "print TEXT", run: runEcho},
 		{name: "source", args: "FILE", summary: "run the commands in FILE (an absolute path)", run: runSource},
+		{
+			name: "save", args: "[FILE]", run: runSave,
+			summary: "write what is loaded and added as a command file, by default " + defaultSaveFile,
+		},
 		{name: "help", args: "[COMMAND]", summary: "print this, or what COMMAND does", run: runHelp},
 		{
 			name: "exit", args: "[--force]", run: runExit, forcible: true,
