@@ -144,6 +144,7 @@ func (l *Library) loadHandler(ctx context.Context, subtype string) (*handler, er
 		reloads: make(chan reloadCall), supervised: make(chan struct{}),
 	}
 	first, err := l.takeHost()
+	defer l.refill()
 	if err != nil {
 		return nil, err
 	}

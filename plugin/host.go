@@ -57,8 +57,10 @@ type host struct {
 	abandoned chan struct{} // closed once the process is dead and its requests have been ended
 	stopOnce  sync.Once
 	killedFor atomic.Int32 // why we killed it
-	judged    bool         // its death has been looked into; supervise's own, as is
-	reopening *Device      // what a recovery is having it reopen; nil at other times
+	// supervise's own:
+	judged    bool                                  // its death has been looked into
+	reopening *Device                               // what a recovery is having it reopen; nil at other times
+	prepared  struct{ process, load time.Duration } // how long it took to have the process, and it the handler
 
 	mu      sync.Mutex
 	dead    bool   // the process has exited

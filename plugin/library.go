@@ -71,8 +71,8 @@ type Library struct {
 	handlers map[string]*handler // by subtype; an entry with a nil host is still being loaded
 	devices  []*Device           // by minor; a device that is not ready is still being added
 
-	spare     *host // started, nothing loaded; see spare.go
-	refilling bool
+	spare     *host         // started, nothing loaded; see spare.go
+	refilled  chan struct{} // closed when the spare that is being started is there; nil while none is
 	stopWatch chan struct{} // ends the watchdog, which runs while handlers are loaded; nil when it does not
 }
 

@@ -184,6 +184,7 @@ func (h *handler) supervise() {
 	defer h.bury()
 	for {
 		host := h.current()
+		h.lib.refill()
 		h.bringBackLate(host)
 		select {
 		case <-host.abandoned:
@@ -239,9 +240,12 @@ func (h *handler) recover(dead *host) error {
 		}
 		next, err := h.startSuccessor()
 		if err == nil {
+			ready := time.Now()
 			if err = h.takeOver(next); err == nil {
 				h.log.Warn("handler recovered", "handler", h.subtype, "pid", next.pid(), "after",
 					time.Since(began).Round(time.Millisecond).String(), "restarts", h.restarts.Add(1))
+				h.log.Debug("handler recovered: where the time went", "handler", h.subtype, "process", next.prepared.process,
+					"load", next.prepared.load, "devices", time.Since(ready))
 				return nil
 			}
 		}
@@ -252,6 +256,7 @@ func (h *handler) recover(dead *host) error {
 			h.graves = append(h.graves, dead)
 		}
 		h.successor.Store(nil)
+		h.lib.refill()
 	}
 }
 
@@ -262,10 +267,10 @@ func (h *handler) backOff(culprit *Device) bool {
 	if culprit != nil {
 		deaths = culprit.reopenDeaths
 	}
-	var pause time.Duration
-	if deaths > 1 {
-		pause = min(firstBackoff<<(deaths-2), maxBackoff)
+	if deaths <= 1 {
+		return !h.isStopped()
 	}
+	pause := min(firstBackoff<<(deaths-2), maxBackoff)
 	select {
 	case <-h.life.Done():
 		return false
@@ -288,10 +293,12 @@ func (h *handler) startSuccessor() (*host, error) {
 
 // prepare starts a host and has it load a shared object; the host is the successor then. On error there is none.
 func (h *handler) prepare(ctx context.Context, from *object) (*host, *hostpb.LoadReply, error) {
+	began := time.Now()
 	next, err := h.lib.takeHost()
 	if err != nil {
 		return nil, nil, err
 	}
+	next.prepared.process = time.Since(began)
 	h.announce(next)
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
@@ -304,6 +311,7 @@ func (h *handler) prepare(ctx context.Context, from *object) (*host, *hostpb.Loa
 		next.stop()
 		return nil, nil, err
 	}
+	next.prepared.load = time.Since(began) - next.prepared.process
 	return next, reply, nil
 }
 

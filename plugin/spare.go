@@ -5,13 +5,19 @@ package plugin
 // A host that is started and has loaded nothing yet is kept ready: starting a process and shaking hands takes longer
 // than all the rest of a recovery.
 
-// takeHost returns a host that has loaded nothing: the spare one, or a new one. The next spare is started meanwhile.
+// takeHost returns a host that has loaded nothing: the spare one, the one that is just being started, or a new one.
+// Refill should follow, when nobody waits for the processors any more.
 func (l *Library) takeHost() (*host, error) {
 	l.mu.Lock()
+	for l.spare == nil && l.refilled != nil {
+		refilled := l.refilled
+		l.mu.Unlock()
+		<-refilled // sooner than one more that competes with it
+		l.mu.Lock()
+	}
 	h := l.spare
 	l.spare = nil
 	l.mu.Unlock()
-	defer l.refill()
 	if h != nil {
 		if h.alive() {
 			return h, nil
@@ -25,17 +31,19 @@ func (l *Library) takeHost() (*host, error) {
 func (l *Library) refill() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.spare != nil || l.refilling || len(l.handlers) == 0 {
+	if l.spare != nil || l.refilled != nil || len(l.handlers) == 0 {
 		return
 	}
-	l.refilling = true
+	refilled := make(chan struct{})
+	l.refilled = refilled
 	l.background.Go(func() {
 		h, err := startHost(l.cfg.HostBinary, l.cfg.ChannelMemory, l.log.Named("host"))
 		if err != nil {
 			l.log.Warn("no spare host process", "error", err)
 		}
 		l.mu.Lock()
-		l.refilling = false
+		l.refilled = nil
+		close(refilled)
 		if err == nil && len(l.handlers) > 0 {
 			l.spare, h = h, nil
 		}
