@@ -305,7 +305,8 @@ func (b *bed) launch(mount string, flags ...string) *front {
 func (b *bed) launchInheriting(files []*os.File, mount string, flags ...string) *front {
 	b.Helper()
 	f := &front{bed: b, mount: mount, exited: make(chan struct{})}
-	args := []string{"--mountpoint", mount}
+	// Not the config file of this machine.
+	args := []string{"--mountpoint", mount, "--config="}
 	if uringtest.Wanted() {
 		args = append(args, "--fuse-io-uring=on")
 		restore := uringtest.Enable(b)

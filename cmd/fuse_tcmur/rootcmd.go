@@ -30,11 +30,17 @@ type options struct {
 	start      startList
 	logLevel   string
 	logFormat  string
-	hints      bool
-	ioUring    string
-	ctlGroup   string
-	ctlAccess  nodeAccess // what ctlGroup means
-	insecure   bool
+	logFile    string // absolute path, "" for standard error
+	daemon     bool
+	pidFile    string // absolute path, "" for none
+	config     string // absolute path, "" for none
+	// configRequired: the user has named it, so that it must be there.
+	configRequired bool
+	hints          bool
+	ioUring        string
+	ctlGroup       string
+	ctlAccess      nodeAccess // what ctlGroup means
+	insecure       bool
 }
 
 // startItem is something to run once mounted: a command, or a file of commands.
@@ -93,15 +99,33 @@ func newRootCommand() *cobra.Command {
 		Version:       versionString(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PreRunE: func(*cobra.Command, []string) error {
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			opts.configRequired = cmd.Flags().Changed("config")
 			return withStatus(exitUsage, opts.complete())
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			keepDescriptors()
-			log := opts.newLogger(cmd.ErrOrStderr())
+			if opts.daemon && !isDaemonChild() {
+				return startDaemon()
+			}
+			output := cmd.ErrOrStderr()
+			var file *logFile
+			if opts.logFile != "" {
+				var err error
+				if file, err = openLogFile(opts.logFile); err != nil {
+					return withStatus(exitStartFailed, fmt.Errorf("--log-file: %w", err))
+				}
+				output = file
+			}
+			log := opts.newLogger(output)
 			becomeIOFlusher(log)
+			keepDescriptors()
 			spareProcessors()
-			return serve(&opts, cmd.OutOrStdout(), log)
+			service, err := newService(&opts, file, log)
+			if err != nil {
+				return withStatus(exitStartFailed, err)
+			}
+			defer service.finish()
+			return serve(&opts, cmd.OutOrStdout(), service, log)
 		},
 	}
 	flags := cmd.Flags()
@@ -120,6 +144,9 @@ func newRootCommand() *cobra.Command {
 		"run a command once mounted; may be repeated; if it fails, so does the start")
 	flags.Var(sourceFlag{&opts.start}, "source",
 		"run the commands in a file once mounted, in order with the -c commands; may be repeated")
+	flags.StringVar(&opts.config, "config", defaultConfig,
+		"run the commands in a `file` before all others; one that fails is logged, and the rest run; the default file\n"+
+			"may be missing, and an empty name means none")
 	flags.StringVar(&opts.ioUring, "fuse-io-uring", string(fusetree.IOUringAuto),
 		"take requests over io_uring, not from /dev/fuse: `mode` auto (if the kernel lets us), on or off; it does,\n"+
 			"from Linux 6.14 on, after: echo Y > /sys/module/fuse/parameters/enable_uring")
@@ -130,6 +157,13 @@ func newRootCommand() *cobra.Command {
 	flags.StringVar(&opts.logLevel, "log-level", "info",
 		"least `level` that goes to stderr: trace, debug, info, warn or error")
 	flags.StringVar(&opts.logFormat, "log-format", "text", "`format` of the log: text or json")
+	flags.StringVar(&opts.logFile, "log-file", "",
+		"append the log to a `file` and not to stderr; SIGHUP opens it anew")
+	flags.BoolVar(&opts.daemon, "daemon", false,
+		"serve in the background; return when that has begun, or failed; the log goes to "+defaultLogFile+"\n"+
+			"unless --log-file names another")
+	flags.StringVar(&opts.pidFile, "pid-file", "",
+		"write the process id to a `file` while serving; with --daemon "+defaultPIDFile+" if not given")
 	flags.BoolVar(&opts.hints, "hints", false, "print what to try next, even if stdout is not a terminal")
 	cmd.AddCommand(newCtlCommand(), newStatusCommand())
 	cmd.SetVersionTemplate("fuse_tcmur {{.Version}}\n")
@@ -176,6 +210,9 @@ func (o *options) complete() error {
 	if o.hostBinary, err = filepath.Abs(o.hostBinary); err != nil {
 		return fmt.Errorf("--host-binary: %w", err)
 	}
+	if err := o.completeService(); err != nil {
+		return err
+	}
 	workDir, err := os.Getwd()
 	if err != nil {
 		return err
@@ -185,6 +222,32 @@ func (o *options) complete() error {
 			// Not filepath.Join: a slash at the end of a prefix means something.
 			o.prefixes[i] = workDir + "/" + prefix
 		}
+	}
+	return nil
+}
+
+// completeService is the part of complete for the files that a service has.
+func (o *options) completeService() error {
+	if o.daemon && o.logFile == "" {
+		o.logFile = defaultLogFile
+	}
+	if o.daemon && o.pidFile == "" {
+		o.pidFile = defaultPIDFile
+	}
+	for flag, path := range map[string]*string{
+		"--log-file": &o.logFile, "--pid-file": &o.pidFile, "--config": &o.config,
+	} {
+		if *path == "" {
+			continue
+		}
+		absolute, err := filepath.Abs(*path)
+		if err != nil {
+			return fmt.Errorf("%s: %w", flag, err)
+		}
+		if strings.HasPrefix(absolute, o.mountpoint+"/") {
+			return fmt.Errorf("%s %s: lies below the mount point, where the program would wait for itself", flag, *path)
+		}
+		*path = absolute
 	}
 	return nil
 }

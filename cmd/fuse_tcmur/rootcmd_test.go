@@ -27,7 +27,8 @@ func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{"argument"}, {"--nosuch"}, {"--mountpoint="}, {"--mountpoint", "/"},
 		{"--max-minors", "0"}, {"--max-minors", "x"}, {"--max-minors", "1000000"},
-		{"--log-level", "loud"}, {"--log-format", "xml"}, {"-c"}, {"--fuse-io-uring", "yes"}, {"--fuse-io-uring="},
+		{"--log-level", "loud"}, {"--log-format", "xml"}, {"-c"},
+		{"--log-file=/tcmur/log"}, {"--config=/tcmur/dev/tcmur"}, {"--fuse-io-uring", "yes"}, {"--fuse-io-uring="},
 	} {
 		var stderr bytes.Buffer
 		if got := report(parseFlags(t, args...), &stderr); got != exitUsage {

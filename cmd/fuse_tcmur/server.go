@@ -42,6 +42,13 @@ type server struct {
 	signals <-chan os.Signal
 	// ctlAccess is that of the command node.
 	ctlAccess nodeAccess
+	service   *service
+	// config is the config file, "" for none; where it is not required it may be missing.
+	config         string
+	configRequired bool
+	// restoring are the commands of the config file, endRestore ends them.
+	restoring  *lanes
+	endRestore context.CancelFunc
 	// forceDelay is the constant of this name, except in tests.
 	forceDelay time.Duration
 	// stopTimeout bounds the flush and the close of all devices at the end.
@@ -68,9 +75,12 @@ type mountedTree interface {
 }
 
 // serve mounts, runs the start commands and serves until it is told to stop. Its errors carry an exit status.
-func serve(opts *options, stdout io.Writer, log hclog.Logger) error {
+func serve(opts *options, stdout io.Writer, service *service, log hclog.Logger) error {
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if service.mindsHangup() {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	defer signal.Stop(signals)
 	// A reader of the log or of stdout that goes away must not take the mount with it. Taking the signal, not
 	// ignoring it: what is ignored stays so in the host processes.
@@ -80,6 +90,7 @@ func serve(opts *options, stdout io.Writer, log hclog.Logger) error {
 	if err != nil {
 		return withStatus(exitStartFailed, err)
 	}
+	s.service, s.config, s.configRequired = service, opts.config, opts.configRequired
 	return s.serve(opts.start)
 }
 
@@ -137,6 +148,7 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 		forceDelay:  forceDelay,
 		stopTimeout: opts.stopAfter,
 		ended:       make(chan struct{}),
+		service:     &service{},
 	}
 	s.ctx, s.abandon = context.WithCancel(context.Background())
 	return s, nil
@@ -145,13 +157,24 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 // serve is the program's life: mount, start commands, work, clean-up.
 func (s *server) serve(start startList) error {
 	defer s.abandon()
+	s.service.keepWatch(func() {
+		// What every command and every device needs: the locks of the tables.
+		s.front.allNodes()
+		s.lib.Handlers()
+	})
 	err := s.mount()
 	if err == nil {
 		err = s.start(start)
 	}
 	if err == nil {
+		if err = s.service.ready(); err != nil {
+			s.unmountForCleanUp()
+		}
+	}
+	if err == nil {
 		s.work()
 	}
+	s.service.stopping()
 	s.cleanUp()
 	if s.dataAtRisk {
 		risk := errors.New("stopped, but data may be lost: the log says of which device")
@@ -193,17 +216,27 @@ func (s *server) mount() error {
 func (s *server) start(list startList) error {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
+	restoreCtx, endRestore := context.WithCancel(s.ctx)
+	s.restoring, s.endRestore = newLanes(), endRestore
 	result := make(chan error, 1)
-	go func() { result <- s.runStartList(ctx, list) }()
+	go func() {
+		err := s.restore(restoreCtx, s.restoring)
+		if err == nil {
+			err = s.runStartList(ctx, list)
+		}
+		result <- err
+	}()
 	var err error
 	select {
 	case err = <-result:
 	case sig := <-s.signals:
 		cancel()
+		endRestore()
 		<-result // each command ends with its context
 		err = fmt.Errorf("stopped by %v before the start was done", sig)
 	case <-s.ended:
 		cancel()
+		endRestore()
 		<-result
 		err = fmt.Errorf("%s was unmounted before the start was done", s.front.mountpoint)
 	}

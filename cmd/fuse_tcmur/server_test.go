@@ -45,7 +45,7 @@ func newServerRig(t *testing.T) *serverRig {
 	r.server = &server{
 		log: r.front.log, stdout: r.stdout, lib: r.lib, tree: r.tree, front: r.front, interp: r.interp,
 		point: &mountpoint{path: "/test/mount"}, signals: r.signals, ended: make(chan struct{}),
-		stopTimeout: defaultStopTimeout,
+		stopTimeout: defaultStopTimeout, service: &service{},
 	}
 	r.server.ctx, r.server.abandon = context.WithCancel(t.Context())
 	return r

@@ -191,6 +191,7 @@ func (s *server) awaitEndFor(limit time.Duration) bool {
 // any part of them missing.
 func (s *server) cleanUp() {
 	s.front.gate.shut()
+	s.abandonRestore()
 	// Its own time limit: the contexts of the work are over by now, and the devices must be flushed all the same.
 	ctx, cancel := context.WithTimeout(context.Background(), s.stopTimeout)
 	defer cancel()
@@ -211,6 +212,20 @@ func (s *server) cleanUp() {
 		return
 	}
 	s.log.Info("stopped")
+}
+
+// abandonRestore ends what the config file has begun, and waits a moment for it to come true: its devices would be
+// added behind the back of the clean-up.
+func (s *server) abandonRestore() {
+	if s.restoring == nil {
+		return
+	}
+	s.endRestore()
+	ctx, cancel := context.WithTimeout(context.Background(), cutOffTimeout)
+	defer cancel()
+	if left := s.restoring.settle(ctx, cutOffTimeout); len(left) > 0 {
+		s.log.Warn("commands do not end", "commands", strings.Join(left, "; "))
+	}
 }
 
 // removeTree removes all nodes. Nodes that are open after a forced stop are detached.
