@@ -33,8 +33,8 @@ var mutations = []struct {
 		"if !d.retains.Load() {\n\t\treturn\n", "if d.retains.Load() {\n\t\treturn\n", "TestRetentionOrder",
 	},
 	{
-		"retained writes are sent again in order", "retention.go",
-		"|| overlaps(window, e)", "|| false", "TestRetentionOrder",
+		"of retained writes to the same place the last one counts", "replay.go",
+		"e := &entries[n]\n", "e := &entries[len(entries)-1-n]\n", "TestRetentionOrder",
 	},
 	{
 		"a flush covers what had completed when it was issued, and no more", "op.go",

@@ -896,7 +896,7 @@ func TestFailingFlush(t *testing.T) {
 		}
 	}
 	wantErrno(t, "write when the bound is reached", refused, syscall.EIO)
-	logged.waitFor(t, "flushing what is retained failed", "fault000")
+	logged.waitFor(t, "request failed", "fault000: flush")
 	wantErrno(t, "flush", d.Flush(), syscall.EIO)
 	kill(t, l, "fault")
 	for _, i := range acknowledged {

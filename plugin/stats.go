@@ -102,18 +102,17 @@ func (s *deviceStats) fail(e *statusError) (suppressed int64, log bool) {
 }
 
 // replayBegins and replayGoesOn account for the replay of retained changes.
-func (s *deviceStats) replayBegins(entries []retained) {
+func (s *deviceStats) replayBegins(requests []replayRequest) {
 	var bytes int64
-	for _, e := range entries {
-		bytes += int64(len(e.data))
+	for _, r := range requests {
+		if r.op == shared.OpWrite {
+			bytes += int64(r.length)
+		}
 	}
 	s.replayLeft.Store(bytes)
 }
 
-func (s *deviceStats) replayGoesOn(e retained) {
-	s.replayed.Add(1)
-	s.replayLeft.Add(-int64(len(e.data)))
-}
+func (s *deviceStats) replayGoesOn(payload uint64) { s.replayLeft.Add(-int64(payload)) }
 
 func (s *deviceStats) replayEnds() { s.replayLeft.Store(0) }
 
