@@ -485,6 +485,8 @@ static void forget(struct tcmu_device *dev)
 {
 	free(dev->config);
 	dev->config = NULL;
+	qcow_guard_free(dev->qcow);
+	dev->qcow = NULL;
 	set_state(dev, DEVICE_CLOSED);
 }
 
@@ -514,6 +516,13 @@ int device_open(const struct native_open *how, int *result, char *errors)
 	snprintf(config, NATIVE_CONFIG_SIZE, "%s", how->config);
 	memcpy(config + NATIVE_CONFIG_SIZE, config, NATIVE_CONFIG_SIZE);
 	reset(dev, how, config);
+	if (how->qcow_cluster) {
+		dev->qcow = qcow_guard_make(how);
+		if (!dev->qcow) {
+			forget(dev);
+			return ENOMEM;
+		}
+	}
 
 	call.dev = dev;
 	control_run(call_open, &call);

@@ -167,6 +167,7 @@ struct tcmu_device {
 	uint64_t retry_ns;        /* how long refused requests are tried again */
 	bool read_only;
 	bool read_errors_logged; /* a failed read returns success; that the handler logged an error gives it away */
+	struct qcow_guard *qcow; /* guard_qcow.c sees to transfers; NULL: none of its devices */
 	bool handler_open;       /* the control thread's own: open has succeeded and close has not been called since */
 
 	/* What was learnt about the handler on this device. */
@@ -240,6 +241,8 @@ enum io_result {
 };
 
 enum io_result io_run(struct request *req);
+/* One read or write of the handler, by whatever way it has. */
+int io_callout(struct request *req, bool write, void *data, uint64_t at, size_t length);
 
 /* retry.c */
 bool retry_wanted(struct request *req, int sts); /* the status may be another one later; sets req->pause_ns */
@@ -256,6 +259,14 @@ int command_transfer(struct request *req, bool write, uint64_t offset, uint64_t 
 int command_sync(struct request *req);
 /* True: the handler did not know the command block, and the device now has another one to try. */
 bool command_fall_back(struct request *req, int sts);
+
+/*
+ * guard_qcow.c: for devices that have dev->qcow. One thread at a time, as for callouts of that handler. The result is
+ * that of a callout, and it has ended.
+ */
+struct qcow_guard *qcow_guard_make(const struct native_open *how); /* NULL: out of memory */
+void qcow_guard_free(struct qcow_guard *guard);
+int qcow_guard_transfer(struct request *req, bool write, void *data, uint64_t at, size_t length);
 
 /* status.c */
 int status_to_errno(int sts, bool write, const uint8_t *sense);

@@ -99,10 +99,9 @@ static uint64_t unmap_length(struct tcmu_device *dev, uint64_t at, uint64_t left
 	return n;
 }
 
-static int issue_transfer(struct request *req, bool write, void *data, uint64_t at)
+int io_callout(struct request *req, bool write, void *data, uint64_t at, size_t n)
 {
 	struct tcmu_device *dev = req->dev;
-	size_t n = req->step;
 	int r;
 
 	prepare(req, write ? 0x8a : 0x88, data, n); /* WRITE(16), READ(16) */
@@ -112,6 +111,13 @@ static int issue_transfer(struct request *req, bool write, void *data, uint64_t 
 	r = (write ? host_handler.write : host_handler.read)(dev, &req->cmd, &req->iov, 1, n, (off_t)at);
 	callout_end();
 	return r;
+}
+
+static int issue_transfer(struct request *req, bool write, void *data, uint64_t at)
+{
+	if (__builtin_expect(req->dev->qcow != NULL, false))
+		return qcow_guard_transfer(req, write, data, at, req->step);
+	return io_callout(req, write, data, at, req->step);
 }
 
 static int issue_zero(struct request *req, uint64_t at, uint64_t left)

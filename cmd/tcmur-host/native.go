@@ -217,6 +217,7 @@ type openParams struct {
 	reopen    bool
 	// readErrorsLogged: see guard.
 	readErrorsLogged bool
+	qcow             qcowCallouts
 	probing          bool // it will be refused, and the refusal tells what is asked for: not worth an error in the log
 }
 
@@ -237,6 +238,10 @@ func openDevice(p openParams) (result int, logged string, err error) {
 	how.reopen = C.bool(p.reopen)
 	how.probing = C.bool(p.probing)
 	how.read_errors_logged = C.bool(p.readErrorsLogged)
+	how.qcow_cluster = C.uint32_t(p.qcow.cluster)
+	how.qcow_whole = C.bool(p.qcow.whole)
+	how.qcow_smallest = C.uint32_t(p.qcow.smallest)
+	how.qcow_lookups = C.uint64_t(p.qcow.lookups)
 
 	var r C.int
 	w := newWhy()

@@ -105,6 +105,10 @@ struct native_open {
 	bool read_only;
 	bool reopen;
 	bool read_errors_logged; /* a failed read is known by an error message only */
+	uint32_t qcow_cluster;   /* bytes; 0: not for guard_qcow.c, and the others mean nothing */
+	uint32_t qcow_smallest;  /* bytes: smallest clusters of the image and its backing files */
+	uint64_t qcow_lookups;   /* of clusters, after which the device is opened again */
+	bool qcow_whole;         /* writes have to cover whole clusters */
 	bool probing;            /* failure is expected: error messages are debug messages */
 };
 

@@ -113,7 +113,7 @@ func openParamsFor(h *handlerStruct, q quirks, req *hostpb.OpenRequest) (openPar
 		if err != nil {
 			return p, sizing{}, err
 		}
-		p.readErrorsLogged = s.guard.readErrorsLogged
+		p.readErrorsLogged, p.qcow = s.guard.readErrorsLogged, s.guard.qcow
 		p.size = s.size
 		if s.config != "" {
 			p.config = s.config

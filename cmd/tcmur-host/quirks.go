@@ -53,7 +53,7 @@ type sizing struct {
 func quirksOf(h *handlerStruct) quirks {
 	switch h.subtype {
 	case "qcow":
-		return quirks{blockSize: 512, alignment: 512, serial: true, measure: measureQcow}
+		return quirks{blockSize: 512, alignment: 512, serial: true, measure: measureQcow, guards: guardsOfQcow}
 	case "zbc":
 		return quirks{serial: true, formats: true, measure: measureZbc, guards: guardsOfZbc}
 	case "fbo":

@@ -197,6 +197,9 @@ func (s *server) open(req *hostpb.OpenRequest) (*hostpb.OpenReply, error) {
 	s.mu.Lock()
 	dev.size = reply.GetSize()
 	s.mu.Unlock()
+	for _, note := range g.notes {
+		s.logger.Warn(note, "handler", h.subtype, "device", dev.name)
+	}
 	return reply, nil
 }
 

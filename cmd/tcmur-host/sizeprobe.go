@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -57,33 +56,6 @@ func measureFile(m measurement) (sizing, error) {
 		return sizing{size: uint64(info.Size())}, nil
 	}
 	return sizing{}, nil
-}
-
-// qcowMagic begins both versions of the format.
-const qcowMagic = "QFI\xfb"
-
-// measureQcow: the virtual size in an image's header, or the size of a raw file. The handler accepts no other.
-func measureQcow(m measurement) (sizing, error) {
-	info, err := statFile(m.rest)
-	if err != nil {
-		return sizing{}, err
-	}
-	head, err := readHead(m.rest, 32)
-	if err != nil {
-		return sizing{}, err
-	}
-	size, what := uint64(info.Size()), "a raw file"
-	if len(head) == 32 && string(head[:4]) == qcowMagic {
-		size, what = binary.BigEndian.Uint64(head[24:]), "a qcow image"
-	}
-	if m.size != 0 && m.size != size {
-		return sizing{}, control.Failf(syscall.EINVAL, "%s is %s of %d bytes: size=%d cannot be had (leave size= out)",
-			m.rest, what, size, m.size)
-	}
-	if size == 0 {
-		return sizing{}, control.Failf(syscall.EINVAL, "%s is %s of 0 bytes: make one with qemu-img create", m.rest, what)
-	}
-	return sizing{size: size}, nil
 }
 
 // rbdRefusal is what handler_rbd.so logs, in all versions, when it is told another size than that of the image.

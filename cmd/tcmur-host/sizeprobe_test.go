@@ -46,6 +46,7 @@ func wantSize(
 ) sizing {
 	t.Helper()
 	s, err := measure(m)
+	defer s.guard.release()
 	if errno != 0 {
 		wantErrno(t, err, errno)
 		return s
