@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -102,13 +101,13 @@ type Device struct {
 	memory    *memory               // that outlives hosts; set by the first open
 
 	// Set by open, then constant.
-	blockSize int
-	maxXfer   int
-	alignment int64
-	canRead   bool
-	canWrite  bool
-	clears    clearing
-	guards    []string
+	blockSize  int
+	maxXfer    int
+	alignment  int64
+	canRead    bool
+	canWrite   bool
+	clears     clearing
+	attributes Attributes
 	// retains: writes are kept until they are flushed. May change with a reopen.
 	retains atomic.Bool
 	// unguarded: they should be, but FailFast forbids it.
@@ -277,7 +276,7 @@ func (d *Device) adopt(r *hostpb.OpenReply) error {
 	d.maxXfer = int(xfer) - int(xfer)%int(align)
 	d.canRead, d.canWrite = r.GetCanRead(), r.GetCanWrite()
 	d.clears.adopt(r)
-	d.guards = r.GetGuards()
+	d.attributes = d.attributesIn(r)
 	d.retains.Store(d.mustRetain(r))
 	d.unguarded = d.opts.FailFast && d.losesWrites(r)
 	return nil
@@ -418,9 +417,6 @@ func (d *Device) MaxXfer() int { return d.maxXfer }
 
 // Options are those the device was added with, and the defaults for what they left open.
 func (d *Device) Options() DeviceOptions { return d.opts }
-
-// Guards describes what keeps the device from known bugs of its handler, one guard each; none with GuardsOff.
-func (d *Device) Guards() []string { return slices.Clone(d.guards) }
 
 // ReadOnly reports whether the device was added read-only.
 func (d *Device) ReadOnly() bool { return d.opts.ReadOnly }

@@ -6,9 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -110,27 +107,6 @@ func (h *handler) current() *host {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.host
-}
-
-// findFile returns the path of the first file that a prefix and the subtype name. ENOENT tells which were tried; EPERM:
-// somebody could change the file who should not.
-func (l *Library) findFile(subtype string) (string, error) {
-	var tried []string
-	for _, prefix := range l.cfg.HandlerPrefixes {
-		path := prefix + subtype + ".so"
-		_, err := os.Stat(path)
-		if err == nil {
-			if path, err = filepath.Abs(path); err == nil && !l.cfg.AllowInsecureHandlers {
-				err = checkTrusted(path)
-			}
-			return path, err
-		}
-		if !errors.Is(err, os.ErrNotExist) {
-			return "", fmt.Errorf("handler file: %w", err)
-		}
-		tried = append(tried, path)
-	}
-	return "", control.Failf(syscall.ENOENT, "no such handler; looked for %s", strings.Join(tried, ", "))
 }
 
 // loadHandler starts a host and has it load the handler. On error nothing is left.

@@ -68,7 +68,7 @@ func TestParseAddErrors(t *testing.T) {
 		{"-1 /ram/@", syscall.ENODEV, "out of range"},
 		{"0", syscall.EINVAL, "config string is missing"},
 		{"0 size=1M", syscall.EINVAL, "config string is missing"},
-		{"0 ram/@", syscall.EINVAL, "known: size, block_size, max_xfer, ro, recovery, timeout, retain"},
+		{"0 ram/@", syscall.EINVAL, "known: size, block_size, max_xfer, ro, "},
 		{"0 record=r /ram/@", syscall.EINVAL, "no absolute path"},
 		{"0 siez=1M /ram/@", syscall.EINVAL, "unknown option \"siez=1M\""},
 		{"0 size /ram/@", syscall.EINVAL, "size=BYTES"},

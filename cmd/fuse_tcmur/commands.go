@@ -40,6 +40,10 @@ func commandTable() []command {
 			name: "resize", args: "[--force] MINOR SIZE", run: runResize,
 			summary: "change the size of a device in use; by force also to a smaller one",
 		},
+		{
+			name: "describe", args: "SUBTYPE", run: runDescribe,
+			summary: "print what a handler is, can do and has to be guarded from",
+		},
 		{name: "dump", summary: "print the tree, the handlers, and the devices that have failed", run: runDump},
 		{name: "blame", args: "[MINOR]", summary: "print which requests handlers have died of, and where", run: runBlame},
 		{name: "echo", args: "TEXT", summary: "print TEXT", run: runEcho},

@@ -11,8 +11,8 @@ import (
 func TestFindCommand(t *testing.T) {
 	for name, want := range map[string]string{
 		"load": "load", "LOAD": "load", "l": "load", "L": "load", "u": "unload", "a": "add",
-		"rem": "remove", "rel": "reload", "b": "blame", "d": "dump", "ec": "echo", "Ex": "exit", "h": "help",
-		"so": "source", "sa": "save",
+		"rem": "remove", "rel": "reload", "b": "blame", "du": "dump", "ec": "echo", "Ex": "exit", "h": "help",
+		"so": "source", "sa": "save", "de": "describe",
 	} {
 		if cmd, err := findCommand(name); err != nil || cmd.name != want {
 			t.Errorf("findCommand(%q) = %v, %v; want %s", name, cmd, err, want)

@@ -30,6 +30,7 @@ type device interface {
 	MaxXfer() int
 	Options() plugin.DeviceOptions
 	Stats() plugin.DeviceStats
+	Attributes() plugin.Attributes
 	ReadAt(p []byte, off int64) (int, error)
 	WriteAt(p []byte, off int64) (int, error)
 	StartRead(n int, off int64, done plugin.Completion) bool

@@ -213,6 +213,8 @@ func (d *fakeDevice) Options() plugin.DeviceOptions { return plugin.DeviceOption
 
 func (d *fakeDevice) Stats() plugin.DeviceStats { return plugin.DeviceStats{} }
 
+func (d *fakeDevice) Attributes() plugin.Attributes { return plugin.Attributes{BlockSize: 512} }
+
 func (d *fakeDevice) ReadAt(p []byte, off int64) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
