@@ -115,6 +115,7 @@ type Device struct {
 
 	size atomic.Int64
 	sizing
+	flushes flushing
 
 	closeDeaths int // of hosts in close
 

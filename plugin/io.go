@@ -101,15 +101,6 @@ func (d *Device) WriteAt(p []byte, off int64) (int, error) {
 	return d.pieces(shared.OpWrite, p, off)
 }
 
-// Flush makes every write that completed before it durable, as far as the handler can. Errors as for WriteAt.
-func (d *Device) Flush() error {
-	if err := d.enter(); err != nil {
-		return err
-	}
-	defer d.gate.leave()
-	return d.request(shared.OpFlush, nil, 0)
-}
-
 // clip is how many of n bytes at off are on the device.
 func (d *Device) clip(off int64, n int) int {
 	return int(max(0, min(int64(n), d.Size()-off)))

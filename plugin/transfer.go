@@ -112,21 +112,6 @@ func (d *Device) StartLanded(l *Landing, n int, off int64, done Completion) bool
 	return true
 }
 
-// StartFlush begins a flush; Commit must follow. It never waits, and declines where Flush would, and on a device that
-// is recorded.
-func (d *Device) StartFlush(done Completion) bool {
-	if d.recorder != nil || !d.gate.enter() {
-		return false
-	}
-	r := d.direct.Load().TryGet(shared.OpFlush, 0)
-	if r == nil {
-		d.gate.leave()
-		return false
-	}
-	d.issue(r, 0, true, done)
-	return true
-}
-
 // Commit makes sure that the handler's host sees the transfers that were started: once for a batch of them, from the
 // goroutine that started them. With a spin limit above 0 it then waits at most so long for completions and carries them
 // out itself; that pays when the caller's transfer is the only one in flight.

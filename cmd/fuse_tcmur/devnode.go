@@ -40,6 +40,7 @@ type device interface {
 	StartFlush(done plugin.Completion) bool
 	Commit(spin time.Duration)
 	Flush() error
+	FlushFailures() uint64
 	Discard(off, n int64) error
 	Zero(off, n int64) error
 	Resize(ctx context.Context, size int64) error
@@ -85,6 +86,9 @@ func (n *deviceNode) open(file *fusetree.File) error {
 	if err := n.gate.enterDevice(n, writable); err != nil {
 		return err
 	}
+	state := &openFile{}
+	state.reported.Store(n.device.FlushFailures())
+	file.Data = state
 	// Only this server changes the device, and only at the kernel's request: what the kernel has cached stays true.
 	file.KeepCache = true
 	// Past the page cache there is nothing that the kernel's lock on the file would have to order: without it, direct
@@ -103,7 +107,7 @@ func (n *deviceNode) start(r *fusetree.IO) bool {
 	case fusetree.Read:
 		return n.device.StartRead(r.Size, r.Offset, r)
 	case fusetree.Fsync:
-		return n.device.StartFlush(r)
+		return n.device.StartFlush(&fsyncEnd{r, n.device})
 	case fusetree.Write:
 	}
 	if r.File.DirectIO && r.Flags.DSync() {
@@ -144,14 +148,12 @@ func (n *deviceNode) write(file *fusetree.File, p []byte, off int64, flags fuset
 	// After a write on an O_DSYNC file the kernel sends FSYNC by itself, except to a node that was opened past the
 	// page cache: there the flag on the write is all that is to be seen.
 	if file.DirectIO && flags.DSync() {
-		if err := n.device.Flush(); err != nil {
+		if err := n.fsync(file, true); err != nil {
 			return 0, err
 		}
 	}
 	return written, nil
 }
-
-func (n *deviceNode) fsync(*fusetree.File, bool) error { return n.device.Flush() }
 
 // truncate refuses to make the device larger (EINVAL, as a block device does) and does nothing otherwise: its size does
 // not change this way, but cp, dd and shells truncate what they write to.

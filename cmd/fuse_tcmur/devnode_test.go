@@ -69,7 +69,7 @@ func TestDeviceNodeFlushes(t *testing.T) {
 			return err
 		}, 0},
 		{"O_DSYNC write past the page cache", func() error {
-			direct := &fusetree.File{Node: file.Node, Flags: file.Flags, DirectIO: true}
+			direct := &fusetree.File{Node: file.Node, Flags: file.Flags, DirectIO: true, Data: file.Data}
 			_, err := ops.Write(direct, []byte("x"), 0, dsync)
 			return err
 		}, 1},

@@ -73,6 +73,20 @@ func (r *recording) wantFlushed(lines []string, off, n int) {
 	}
 }
 
+// wantFlushes checks how many flushes there are among the callouts: each costs a real device milliseconds.
+func (r *recording) wantFlushes(what string, lines []string, want int) {
+	r.Helper()
+	got := 0
+	for _, line := range lines {
+		if line == "flush" {
+			got++
+		}
+	}
+	if got != want {
+		r.Errorf("%s: %d flushes, want %d: %v", what, got, want, lines)
+	}
+}
+
 // TestE2EFlush: what users do to make data durable reaches the handler's flush, after the writes it is to cover.
 func TestE2EFlush(t *testing.T) {
 	t.Parallel()
@@ -127,6 +141,7 @@ func TestE2EFlush(t *testing.T) {
 			}
 			lines := r.news()
 			r.wantFlushed(lines, off, n)
+			r.wantFlushes(tt.name, lines, 1)
 			file.Close()
 		}
 	}
@@ -207,6 +222,28 @@ func TestE2EFlushOfLoopDevice(t *testing.T) {
 			lines := r.news()
 			r.wantFlushed(lines, off, 4096)
 		}
+		// An fsync is one flush, and so is an O_DSYNC write. (Of a direct one the block layer makes two: a write with FUA,
+		// which on loop devices is a flush, and then a flush.)
+		for i, flags := range []int{0, unix.O_DSYNC} {
+			file, err := os.OpenFile(loop, os.O_WRONLY|flags, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			off := (20 + i) * 4096
+			r.news()
+			if _, err := file.WriteAt(pattern(4096, 1), int64(off)); err != nil {
+				t.Error(err)
+			}
+			if flags == 0 {
+				if err := file.Sync(); err != nil {
+					t.Error(err)
+				}
+			}
+			lines := r.news()
+			r.wantFlushed(lines, off, 4096)
+			r.wantFlushes(fmt.Sprintf("loop device with flags %#x and direct-io=%s", flags, directIO), lines, 1)
+			file.Close()
+		}
 		b.run("losetup", "-d", loop)
 	}
 }
@@ -261,4 +298,48 @@ func TestE2EFlushFails(t *testing.T) {
 		t.Errorf("dd conv=fsync: status %d, %q", status, out)
 	}
 	f.refused("remove 0", syscall.EIO, "flush")
+}
+
+// TestE2EFlushFailureIsEverybodys: a flush that fails may lose the writes of any file, so the next fsync of each one
+// that is open fails, once. Who opens the device later does not hear of it.
+func TestE2EFlushFailureIsEverybodys(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 60*time.Second, "fault")
+	f := b.start()
+	f.must("load fault\nadd 0 /fault/flush@2=4")
+	var files []*os.File
+	for i, flags := range []int{0, unix.O_DIRECT, 0, unix.O_DIRECT | unix.O_DSYNC, 0} {
+		file := f.open("fault000", os.O_RDWR|flags)
+		if flags&unix.O_DSYNC == 0 {
+			mustWriteAt(t, file, pattern(4096, byte(i)), int64(i)*4096)
+		}
+		files = append(files, file)
+	}
+	first, second := files[0], files[1]
+	if err := first.Sync(); err != nil { // the first flush
+		t.Fatal(err)
+	}
+	if err := second.Sync(); !errors.Is(err, syscall.EIO) { // the second one fails
+		t.Errorf("fsync that fails: %v", err)
+	}
+	if err := second.Sync(); err != nil {
+		t.Errorf("the same file's next fsync: %v", err)
+	}
+	for i, file := range []*os.File{first, files[2], files[4]} {
+		if err := unix.Fdatasync(int(file.Fd())); !errors.Is(err, syscall.EIO) {
+			t.Errorf("fsync of other file %d: %v, want EIO", i, err)
+		}
+		if err := file.Sync(); err != nil {
+			t.Errorf("second fsync of other file %d: %v", i, err)
+		}
+	}
+	_, err := files[3].WriteAt(pattern(4096, 9), 0)
+	if !errors.Is(err, syscall.EIO) {
+		t.Errorf("O_DSYNC write to another file: %v, want EIO", err)
+	}
+	mustWriteAt(t, files[3], pattern(4096, 9), 0)
+	late := f.open("fault000", os.O_RDWR)
+	if err := late.Sync(); err != nil {
+		t.Errorf("fsync of a file that was opened later: %v", err)
+	}
 }
