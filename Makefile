@@ -111,7 +111,7 @@ test: deps all format-check vet generated-check test-c test-go ## run all tests;
 
 .PHONY: deps
 deps: # install the Debian packages that the tests need
-	@.ci/packages btrfs-progs e2fsprogs fio groff-base mandoc protobuf-compiler qemu-utils sqlite3 tcmu-runner xfsprogs
+	@.ci/packages btrfs-progs e2fsprogs fio groff-base mandoc protobuf-compiler qemu-utils sqlite3 systemd tcmu-runner xfsprogs
 	@.ci/packages --wanted ceph-common ceph-mon ceph-osd
 
 .PHONY: test-go
@@ -242,21 +242,49 @@ generated-check:
 # ---------------------------------------------------------------------------------------------------------------------
 # Installation. The front finds the handlers by ../lib from its own folder.
 
-bindir := $(DESTDIR)$(PREFIX)/bin
-libdir := $(DESTDIR)$(PREFIX)/lib/tcmu-runner
+root := $(DESTDIR)$(PREFIX)
+pages := $(wildcard docs/man/*)
+completion_bash := share/bash-completion/completions/fuse_tcmur
+completion_zsh := share/zsh/site-functions/_fuse_tcmur
+completion_fish := share/fish/vendor_completions.d/fuse_tcmur.fish
+unit := lib/systemd/system/fuse_tcmur.service
+page_path = share/man/man$(subst .,,$(suffix $1))/$(notdir $1)
+installed := $(programs) $(handlers) $(unit) $(completion_bash) $(completion_zsh) $(completion_fish) \
+	$(foreach page,$(pages),$(call page_path,$(page)))
+# Those that may not have been there before; with DESTDIR, none was.
+installed_dirs := lib/tcmu-runner lib/systemd/system lib/systemd $(patsubst %/,%,$(sort $(dir $(completion_bash) \
+	$(completion_zsh) $(completion_fish)))) share/bash-completion share/zsh share/fish
+installed_dirs += $(if $(DESTDIR),$(sort $(foreach page,$(pages),$(patsubst %/,%,$(dir $(call page_path,$(page)))))) \
+	share/man share bin lib)
 
 .PHONY: install uninstall
 install: all ## install to DESTDIR and PREFIX (/usr/local)
-	install -d '$(bindir)' '$(libdir)'
-	install $(programs) '$(bindir)'
-	install -m 644 $(handlers) '$(libdir)'
+	install -d '$(root)/bin' '$(root)/lib/tcmu-runner'
+	install $(programs) '$(root)/bin'
+	install -m 644 $(handlers) '$(root)/lib/tcmu-runner'
+	@for page in $(pages); do install -D -m 644 $$page "$(root)/share/man/man$${page##*.}/$${page##*/}"; done
+	@install -d $(patsubst %,'$(root)/%',$(dir $(unit) $(completion_bash) $(completion_zsh) $(completion_fish)))
+	sed 's,@BINDIR@,$(PREFIX)/bin,' cmd/fuse_tcmur/systemd/fuse_tcmur.service.in | install -m 644 /dev/stdin '$(root)/$(unit)'
+	bin/fuse_tcmur completion bash | install -m 644 /dev/stdin '$(root)/$(completion_bash)'
+	bin/fuse_tcmur completion zsh | install -m 644 /dev/stdin '$(root)/$(completion_zsh)'
+	bin/fuse_tcmur completion fish | install -m 644 /dev/stdin '$(root)/$(completion_fish)'
 uninstall: ## remove what install has installed
-	rm -f $(patsubst %,'$(bindir)/%',$(notdir $(programs))) $(patsubst %,'$(libdir)/%',$(notdir $(handlers)))
-	[ ! -d '$(libdir)' ] || rmdir --ignore-fail-on-non-empty '$(libdir)'
+	rm -f $(patsubst %,'$(root)/%',$(installed))
+	@for dir in $(installed_dirs); do \
+		[ ! -d "$(root)/$$dir" ] || rmdir --ignore-fail-on-non-empty "$(root)/$$dir"; done
+	@[ -z '$(DESTDIR)' ] || [ ! -d '$(root)' ] || rmdir --ignore-fail-on-non-empty '$(root)'
+
+deb_root := $(build)/deb
+.PHONY: deb
+deb: all ## make a Debian package, fuse-tcmur.deb
+	@rm -rf $(deb_root)
+	@umask 022 && $(MAKE) --no-print-directory install DESTDIR='$(CURDIR)/$(deb_root)' PREFIX=/usr >/dev/null
+	@umask 022 && .ci/deb $(deb_root) "$$(git describe --tags --always 2>/dev/null || echo 0)" fuse-tcmur.deb
+	@rm -rf $(deb_root)
 
 .PHONY: clean
 clean: ## remove what has been built (.cache/bin, the tools, stays)
-	rm -rf bin lib $(build) $(logs)
+	rm -rf bin lib $(build) $(logs) fuse-tcmur.deb
 
 .PHONY: help
 help: ## show this

@@ -18,11 +18,10 @@ const ctlGroupMode = 0o660
 // nodeAccess says who may open a node. What it does not say stays as it is for every node: the user and the group of
 // this process, and a mode that depends on what the node is.
 type nodeAccess struct {
-	mode       uint32 // permission bits, 0: the default. Nobody but root can use a node without any.
-	uid, gid   uint32
-	hasUID     bool
-	hasGID     bool
-	user, team string // uid and gid as they were given
+	mode     uint32 // permission bits, 0: the default. Nobody but root can use a node without any.
+	uid, gid uint32
+	hasUID   bool
+	hasGID   bool
 }
 
 // accessOptions are the options of "add" that are for the node.
@@ -51,7 +50,7 @@ func setOwner(access *nodeAccess, value string) error {
 		}
 		return found.Uid, nil
 	})
-	access.uid, access.hasUID, access.user = uid, true, value
+	access.uid, access.hasUID = uid, true
 	return err
 }
 
@@ -63,7 +62,7 @@ func setGroup(access *nodeAccess, value string) error {
 		}
 		return found.Gid, nil
 	})
-	access.gid, access.hasGID, access.team = gid, true, value
+	access.gid, access.hasGID = gid, true
 	return err
 }
 

@@ -38,7 +38,7 @@ func TestParseAdd(t *testing.T) {
 		},
 		"6 mode=0640 owner=0 group=54321 /ram/@": {
 			minor: 6, config: "/ram/@",
-			access: nodeAccess{mode: 0o640, hasUID: true, user: "0", gid: 54321, hasGID: true, team: "54321"},
+			access: nodeAccess{mode: 0o640, hasUID: true, gid: 54321, hasGID: true},
 			words:  []string{"mode=0640", "owner=0", "group=54321"},
 		},
 		"7 record=/tmp/r ro /ram/@": {

@@ -30,7 +30,7 @@ EXIT STATUS
   2  the command line was wrong
   3  stopped, but data may be lost: a flush or a close failed, or a device was still open for writing when the stop
      was forced; the log says which
-  4  ctl: a command failed
+  4  ctl: a command failed; release: something is still in use
   5  ctl, status: no fuse_tcmur serves the mount point
   6  ctl, status: not permitted
   7  ctl, status: the server has died and left its mount behind, or does not answer

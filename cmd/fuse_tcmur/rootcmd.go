@@ -165,7 +165,7 @@ func newRootCommand() *cobra.Command {
 	flags.StringVar(&opts.pidFile, "pid-file", "",
 		"write the process id to a `file` while serving; with --daemon "+defaultPIDFile+" if not given")
 	flags.BoolVar(&opts.hints, "hints", false, "print what to try next, even if stdout is not a terminal")
-	cmd.AddCommand(newCtlCommand(), newStatusCommand())
+	cmd.AddCommand(newCtlCommand(), newStatusCommand(), newReleaseCommand())
 	cmd.SetVersionTemplate("fuse_tcmur {{.Version}}\n")
 	cmd.SetHelpTemplate(cmd.HelpTemplate() + exitStatusText)
 	return cmd
