@@ -58,7 +58,7 @@ var mutations = []struct {
 	},
 	{
 		"only who is alone in flight is condemned", "recovery.go",
-		"if len(inFlight) == 1 {", "if true {", "TestTwoPoisons",
+		"if len(inFlight)+len(lost) == 1 {", "if true {", "TestTwoPoisons",
 	},
 	{
 		"suspects are sent one at a time", "recovery.go",

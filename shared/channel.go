@@ -82,7 +82,8 @@ type Channel struct {
 	sent     atomic.Int64 // requests in flight
 	clock    atomic.Int64 // counts the calls of Tick
 	stopping atomic.Bool
-	reaper   chan struct{} // closed when the completion thread has ended
+	ending   sync.WaitGroup // calls of Reap that have taken requests and not yet ended them
+	reaper   chan struct{}  // closed when the completion thread has ended
 }
 
 // waiter is a goroutine in Get.
@@ -527,6 +528,10 @@ func (c *Channel) Reap() int {
 	var buf [32]*Request
 	c.reapMu.Lock()
 	done := c.reap(buf[:0])
+	if len(done) > 0 {
+		c.ending.Add(1)
+		defer c.ending.Done()
+	}
 	c.reapMu.Unlock()
 	for _, r := range done {
 		r.finish(r.Err)
@@ -591,7 +596,9 @@ func (r *Request) finish(err error) {
 
 // Abandon ends the channel's service after its host has died (and is known to be dead: only then can nobody write to
 // the segments any more). Completions that the host had already posted count; every other request in flight ends with
-// ErrPeerGone, and so does every later one and every waiting Get. May be called from anywhere, more than once.
+// ErrPeerGone, and so does every later one and every waiting Get. When it returns, Done has been called, and has
+// returned, for every request that the host had completed or in flight: whoever comes after that finds all that is
+// known of them. May be called more than once, from anywhere but a Done.
 func (c *Channel) Abandon() {
 	c.memMu.Lock()
 	c.closed = true
@@ -618,6 +625,7 @@ func (c *Channel) Abandon() {
 	for _, r := range done {
 		r.finish(r.Err)
 	}
+	c.ending.Wait()
 	for _, r := range lost {
 		r.finish(ErrPeerGone)
 	}

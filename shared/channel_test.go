@@ -345,6 +345,34 @@ func TestKeep(t *testing.T) {
 	}
 }
 
+// TestAbandonWaits: what the completion thread has taken has ended when Abandon returns, however long that takes. Who
+// replaces the host looks then at what the dead one has completed.
+func TestAbandonWaits(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: MaxPayload})
+	p := newPeer(t, c)
+	r, err := c.Get(OpFlush, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := make(chan struct{})
+	var ended atomic.Bool
+	r.Done = func(r *Request) {
+		close(taken)
+		time.Sleep(50 * time.Millisecond) // as a thread does that has lost its processor
+		r.Release()
+		ended.Store(true)
+	}
+	c.Submit(r)
+	s, _ := p.take()
+	p.post(s.tag, s.gen, 0, 0)
+	<-taken
+	c.Abandon()
+	if !ended.Load() {
+		t.Error("Abandon returned before a completed request had ended")
+	}
+}
+
 // TestHostileCompletions posts completions that no honest host would.
 func TestHostileCompletions(t *testing.T) {
 	t.Parallel()
