@@ -164,8 +164,12 @@ $(asan)/handler_%.so: plugin/handlers/%.c
 
 $(c_test) $(c_test_asan): $(build)/c-flags $(wildcard plugin/handlers/*.h)
 
+.PHONY: soak-deps
+soak-deps: # install the Debian packages that the long tests need besides
+	@.ci/packages libnbd-bin nbdkit postgresql postgresql-contrib stress-ng
+
 .PHONY: soak
-soak: deps all ## run the tests again and again for SOAK_MINUTES (60), with those that are too long for make test
+soak: deps soak-deps all ## run the tests again and again for SOAK_MINUTES (60), with those that are too long for make test
 	@end=$$(($$(date +%s) + 60 * $${SOAK_MINUTES:-60})); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 		round=$$((round + 1)); echo "round $$round"; \

@@ -64,6 +64,7 @@ func TestE2EFileSystems(t *testing.T) {
 	for _, fs := range []fileSystem{
 		{"ext4", []string{"mkfs.ext4", "-q", "-F"}, []string{"e2fsck", "-fn"}},
 		{"xfs", []string{"mkfs.xfs", "-q", "-f"}, []string{"xfs_repair", "-f", "-n"}},
+		{"btrfs", []string{"mkfs.btrfs", "-q", "-f"}, []string{"btrfs", "check", "--readonly"}},
 	} {
 		for _, subtype := range []string{"ram", "file", "qcow"} {
 			t.Run(fs.name+"-"+subtype, func(t *testing.T) {

@@ -4,6 +4,7 @@ package main_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -638,7 +639,18 @@ func TestE2EIOFlusher(t *testing.T) {
 	b := newBed(t, 60*time.Second)
 	f := b.start()
 	host := f.load("ram")
-	if strings.Contains(f.log.String(), "running without PR_SET_IO_FLUSHER") {
+	permitted := !strings.Contains(f.log.String(), "running without PR_SET_IO_FLUSHER")
+	var status struct {
+		IOFlusher *bool `json:"io_flusher"`
+	}
+	text, err := os.ReadFile(f.mount + "/sys/status")
+	if err == nil {
+		err = json.Unmarshal(text, &status)
+	}
+	if err != nil || status.IOFlusher == nil || *status.IOFlusher != permitted {
+		t.Errorf("the status says something else than the log, %v: %s (%v)", permitted, text, err)
+	}
+	if !permitted {
 		t.Log("this system does not permit it, and the log says so")
 		return
 	}

@@ -23,7 +23,7 @@ func init() { runtime.LockOSThread() }
 // the first thread before anything has been opened or started.
 func becomeIOFlusher(log hclog.Logger) {
 	defer runtime.UnlockOSThread()
-	if state, err := unix.PrctlRetInt(unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0); err == nil && state == 1 {
+	if isIOFlusher() {
 		return
 	}
 	err := unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0)
@@ -35,4 +35,10 @@ func becomeIOFlusher(log hclog.Logger) {
 	}
 	log.Info("running without PR_SET_IO_FLUSHER: when memory is short, writes may wait for themselves",
 		"reason", err)
+}
+
+// isIOFlusher reports whether becomeIOFlusher has succeeded, for all threads or none.
+func isIOFlusher() bool {
+	state, err := unix.PrctlRetInt(unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0)
+	return err == nil && state == 1
 }

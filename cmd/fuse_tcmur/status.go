@@ -24,7 +24,8 @@ type statusReport struct {
 	Version    string          `json:"version"`
 	PID        int             `json:"pid"`
 	Mountpoint string          `json:"mountpoint"`
-	Time       time.Time       `json:"time"` // of the report
+	Time       time.Time       `json:"time"`       // of the report
+	IOFlusher  bool            `json:"io_flusher"` // PR_SET_IO_FLUSHER is in force
 	Command    string          `json:"running_command,omitempty"`
 	Failure    string          `json:"last_failed_command,omitempty"`
 	Handlers   []handlerStatus `json:"handlers"`
@@ -98,7 +99,8 @@ func (in *interpreter) status() statusReport {
 	f := in.front
 	report := statusReport{
 		Version: versionString(), PID: os.Getpid(), Mountpoint: f.mountpoint, Time: time.Now(),
-		Handlers: []handlerStatus{}, Devices: []deviceStatus{},
+		IOFlusher: isIOFlusher(),
+		Handlers:  []handlerStatus{}, Devices: []deviceStatus{},
 	}
 	in.mu.Lock()
 	report.Command, report.Failure = in.running, in.lastFailure
