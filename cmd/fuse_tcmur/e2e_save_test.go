@@ -15,7 +15,8 @@ import (
 func TestE2ESave(t *testing.T) {
 	b := newBed(t, 60*time.Second)
 	f := b.start("-c", "load ram", "-c", "load file")
-	f.must("add 3 size=4M timeout=7 block_size=4096 /file/" + b.TempDir() + "/image\nadd 0 size=1M /ram/@\nadd 1 ro /ram/@/2M")
+	f.must("add 3 size=4M timeout=7 block_size=4096 /file/" + b.TempDir() + "/image\n" +
+		"add 0 size=1M /ram/@\nadd 1 ro /ram/@/2M")
 	file := b.TempDir() + "/state"
 	f.must("save " + file)
 	f.refused("save "+f.mount+"/dev/state", syscall.EDEADLK, "own mount")

@@ -41,6 +41,7 @@ type options struct {
 	ctlGroup       string
 	ctlAccess      nodeAccess // what ctlGroup means
 	insecure       bool
+	metricsListen  string // address, "" for none
 }
 
 // startItem is something to run once mounted: a command, or a file of commands.
@@ -154,6 +155,8 @@ func newRootCommand() *cobra.Command {
 		"let the members of a `group` give commands too; they can make the program load what it finds")
 	flags.BoolVar(&opts.insecure, "allow-insecure-handlers", false,
 		"load also handlers that others than root and their owner can change or replace")
+	flags.StringVar(&opts.metricsListen, "metrics-listen", "",
+		"serve metrics for Prometheus over HTTP at an `address`, [HOST]:PORT; without HOST on 127.0.0.1")
 	flags.StringVar(&opts.logLevel, "log-level", "info",
 		"least `level` that goes to stderr: trace, debug, info, warn or error")
 	flags.StringVar(&opts.logFormat, "log-format", "text", "`format` of the log: text or json")
@@ -199,6 +202,11 @@ func (o *options) complete() error {
 	if o.ctlGroup != "" {
 		if o.ctlAccess, err = ctlAccessFor(o.ctlGroup); err != nil {
 			return fmt.Errorf("--ctl-group: %w", err)
+		}
+	}
+	if o.metricsListen != "" {
+		if o.metricsListen, err = metricsAddress(o.metricsListen); err != nil {
+			return err
 		}
 	}
 	if o.mountpoint, err = filepath.Abs(o.mountpoint); err != nil {

@@ -51,6 +51,8 @@ type server struct {
 	endRestore context.CancelFunc
 	// forceDelay is the constant of this name, except in tests.
 	forceDelay time.Duration
+	metricsAt  string         // address, "" for none
+	metrics    *metricsServer // nil if there is none
 	// stopTimeout bounds the flush and the close of all devices at the end.
 	stopTimeout time.Duration
 
@@ -147,6 +149,7 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 		ctlAccess:   opts.ctlAccess,
 		forceDelay:  forceDelay,
 		stopTimeout: opts.stopAfter,
+		metricsAt:   opts.metricsListen,
 		ended:       make(chan struct{}),
 		service:     &service{},
 	}
@@ -183,6 +186,20 @@ func (s *server) serve(start startList) error {
 	return withStatus(exitStartFailed, err)
 }
 
+// addTexts makes the nodes that tell of the whole program.
+func (s *server) addTexts() error {
+	registry := newMetricsRegistry(s.front)
+	_, err := s.tree.Add(statusName, s.front.sysDir, textMode, textOps(s.interp.statusText), nil)
+	if err == nil {
+		text := func() string { return metricsText(registry) }
+		_, err = s.tree.Add(metricsName, s.front.sysDir, textMode, textOps(text), nil)
+	}
+	if err == nil && s.metricsAt != "" {
+		s.metrics, err = serveMetrics(s.metricsAt, registry, s.log)
+	}
+	return err
+}
+
 // mount makes the command node and mounts the tree.
 func (s *server) mount() error {
 	ctl := &ctlNode{ctx: s.ctx, interp: s.interp, gate: s.front.gate}
@@ -193,7 +210,7 @@ func (s *server) mount() error {
 	}
 	node.UpdateBlockSize(ctlBlockSize)
 	s.ctlAccess.apply(node)
-	if _, err := s.tree.Add(statusName, s.front.sysDir, textMode, textOps(s.interp.statusText), nil); err != nil {
+	if err := s.addTexts(); err != nil {
 		close(s.ended)
 		return err
 	}

@@ -191,6 +191,7 @@ func (s *server) awaitEndFor(limit time.Duration) bool {
 // any part of them missing.
 func (s *server) cleanUp() {
 	s.front.gate.shut()
+	s.metrics.stop()
 	s.abandonRestore()
 	// Its own time limit: the contexts of the work are over by now, and the devices must be flushed all the same.
 	ctx, cancel := context.WithTimeout(context.Background(), s.stopTimeout)
@@ -245,6 +246,7 @@ func (s *server) removeTree() error {
 		drop(front.removeModule(subtype))
 	}
 	drop(s.tree.Detach(statusName, front.sysDir))
+	drop(s.tree.Detach(metricsName, front.sysDir))
 	drop(s.tree.Rmdir("hosts", front.sysDir))
 	drop(s.tree.Rmdir("block", front.sysDir))
 	drop(s.tree.Rmdir("modules", front.sysDir))
