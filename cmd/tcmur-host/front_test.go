@@ -57,7 +57,8 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	hostBinary = filepath.Join(dir, "tcmur-host")
-	args := append([]string{"build", "-o", hostBinary, "-ldflags=-X main.qcowLookups=1000"}, strings.Fields(os.Getenv("TCMUR_HOST_BUILD"))...)
+	args := []string{"build", "-o", hostBinary, "-ldflags=-X main.qcowLookups=1000"}
+	args = append(args, strings.Fields(os.Getenv("TCMUR_HOST_BUILD"))...)
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		panic(string(out))
 	}

@@ -20,7 +20,7 @@ var guardsOfQcow = []string{
 	"preflight: images that the handler would read wrongly or damage are refused, or served read-only where that is safe",
 	"lock: nobody else writes the image meanwhile, by qemu's image locks",
 	"refcounts: clusters that a dead process has linked and not counted are counted before the image is written",
-	"whole clusters: images with backing files or zero clusters are written by the cluster (the handler destroys the rest)",
+	"whole clusters: images with backing files or zero clusters are written by the cluster (the handler loses the rest)",
 	"lookups: the image is opened again before the handler's counters overflow, at which it crashes",
 }
 
@@ -196,8 +196,8 @@ func (img *qcowImage) prepareWrites(g *guard, tables *qcowTables) error {
 	if err := unix.Fdatasync(int(img.file.Fd())); err != nil {
 		return control.Failf(errnoOf(err), "%s: %v", img.path, err)
 	}
-	g.notes = append(g.notes, fmt.Sprintf("%s: persistent bitmaps and the like are no longer valid, for the handler does not "+
-		"keep them (autoclear features 0x%x)", img.path, img.autoclear))
+	g.notes = append(g.notes, fmt.Sprintf("%s: persistent bitmaps and the like are no longer valid, for the handler does "+
+		"not keep them (autoclear features 0x%x)", img.path, img.autoclear))
 	return nil
 }
 

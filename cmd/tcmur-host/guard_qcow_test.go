@@ -245,8 +245,8 @@ func TestGuardQcowPreflight(t *testing.T) {
 	}
 }
 
-// TestGuardQcowWholeClusters: a write of less than a cluster that is not in the image yet destroys what else the cluster
-// shows. With the guard it does not.
+// TestGuardQcowWholeClusters: a write of less than a cluster that is not in the image yet destroys what else the
+// cluster shows. With the guard it does not.
 func TestGuardQcowWholeClusters(t *testing.T) {
 	for _, kind := range []string{"backing file", "zero clusters", "raw backing file"} {
 		t.Run(kind, func(t *testing.T) {

@@ -127,7 +127,8 @@ func measureZbc(m measurement) (sizing, error) {
 	if err != nil {
 		return sizing{}, err
 	}
-	s := sizing{size: m.size}
+	// The file is written at once, its metadata are mapped; a zone would refuse what it has got already.
+	s := sizing{size: m.size, writesSurvive: true}
 	if m.guardsOff {
 		if s.size == 0 && file.valid {
 			s.size = file.header.size

@@ -161,6 +161,7 @@ func start(p openParams, s sizing) (*hostpb.OpenReply, error) {
 		Size: g.size, BlockSize: g.blockSize, MaxXfer: g.maxXfer, Alignment: g.alignment,
 		CanRead: true, CanWrite: g.canWrite, CanFlush: g.canFlush, CanUnmap: g.canUnmap, CanZero: g.canZero,
 		CanWriteSame: g.canWriteSame, UnmapZeroes: g.unmapZeroes,
-		WriteCache: g.writeCache, Rotational: g.rotational, WritesSurvive: g.writesSurvive, Guards: s.guard.inForce,
+		WriteCache: g.writeCache, Rotational: g.rotational, WritesSurvive: g.writesSurvive || s.writesSurvive,
+		Guards: s.guard.inForce,
 	}, nil
 }

@@ -16,8 +16,8 @@ import (
 // The refcounts of an image say which clusters of its file are in use. The handler links a new cluster first and counts
 // it afterwards: when its process dies in between, the image has a cluster that is in use and counts as free, and the
 // next process gives it out once more, to another part of the device. So before a device is opened to be written, what
-// is linked is compared with what is counted, and what is missing is counted. The reverse, clusters that are counted and
-// not linked, costs space only; qemu-img check -r leaks gives it back.
+// is linked is compared with what is counted, and what is missing is counted. The reverse, clusters that are counted
+// and not linked, costs space only; qemu-img check -r leaks gives it back.
 
 // qcowRefcounts are the refcounts of an image in memory, as far as they have been looked at.
 type qcowRefcounts struct {
@@ -206,16 +206,16 @@ func (img *qcowImage) repair(t *qcowTables) (done string, err error) {
 	}
 	r.use(t)
 	if t.twice != 0 {
-		return "", tableError("uses the cluster at %d for two things at once: a part of the device shows what was written to "+
-			"another one", t.twice)
+		return "", tableError("uses the cluster at %d for two things at once: a part of the device shows what was written "+
+			"to another one", t.twice)
 	}
 	// What the file may grow to: a cluster for each that is missing, tables for them, and their refcounts.
 	most := max((img.length+img.cluster()-1)>>img.clusterBits, uint64(t.end>>img.clusterBits))
 	most += t.unallocated + t.missingL2
 	most += most/r.perBlock() + 2
 	if most > r.covered() {
-		return "", control.Failf(syscall.EINVAL, "has room for the refcounts of %d clusters and may grow to %d, at which the "+
-			"handler writes beyond its table", r.covered(), most)
+		return "", control.Failf(syscall.EINVAL, "has room for the refcounts of %d clusters and may grow to %d, at which "+
+			"the handler writes beyond its table", r.covered(), most)
 	}
 	counted, err := r.complete(t)
 	if err != nil {
@@ -227,6 +227,6 @@ func (img *qcowImage) repair(t *qcowTables) (done string, err error) {
 	if counted == 0 {
 		return "", nil
 	}
-	return fmt.Sprintf("%d clusters were in use and counted as free, as when the handler's process dies while it allocates: "+
-		"counted", counted), nil
+	return fmt.Sprintf("%d clusters were in use and counted as free, as when the handler's process dies while it "+
+		"allocates: counted", counted), nil
 }

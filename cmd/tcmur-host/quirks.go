@@ -47,6 +47,8 @@ type sizing struct {
 	config   string                 // what to pass instead of the configuration string; "": that itself
 	boundary func() (uint64, error) // after open: no callout may cross a multiple of that many bytes
 	guard    guard
+	// writesSurvive: what has completed is out of the process, without a flush, and must not be sent again.
+	writesSurvive bool
 }
 
 // quirksOf says how to treat h.
