@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
@@ -90,13 +92,31 @@ func readRecord(in io.Reader) (record, error) {
 	}, nil
 }
 
-// passOnRecords logs what the C side writes, until that ends (io.EOF) or cannot be understood any more.
+// handlerLogReport is how long after a message that was not shown it is said how many were not.
+const handlerLogReport = time.Second
+
+// passOnRecords logs what the C side writes, until that ends (io.EOF) or cannot be understood any more. It reads all of
+// it, and shows no more than what handlers may print: a back end that fails each request must not flood the log.
 func passOnRecords(from io.Reader, logger hclog.Logger) error {
 	in := bufio.NewReaderSize(from, 64<<10)
+	allowance := newAllowance(outputBurst, outputPerSec, time.Now)
+	var suppressed atomic.Int64
+	report := func() {
+		if n := suppressed.Swap(0) + int64(takeDroppedLogs()); n > 0 {
+			logger.Warn("handler logged too much", "messages_dropped", n)
+		}
+	}
+	defer report()
 	for {
 		rec, err := readRecord(in)
 		if err != nil {
 			return err
+		}
+		if ok, _ := allowance.take(); !ok {
+			if suppressed.Add(1) == 1 {
+				time.AfterFunc(handlerLogReport, report)
+			}
+			continue
 		}
 		var fields []any
 		if rec.device != "" {
@@ -106,9 +126,6 @@ func passOnRecords(from io.Reader, logger hclog.Logger) error {
 			fields = append(fields, "source", fmt.Sprintf("%s:%d", rec.func_, rec.line))
 		}
 		logger.Log(hclogLevel(rec.level), rec.text, fields...)
-		if n := takeDroppedLogs(); n > 0 {
-			logger.Warn("handler logged too much", "messages_dropped", n)
-		}
 	}
 }
 
