@@ -166,6 +166,11 @@ func (c *connection) reader(blocking, draining *descriptor) {
 	runtime.LockOSThread()
 	b := &batch{c: c, header: new(requestHeader), data: make([]byte, c.maxWrite+os.Getpagesize())}
 	defer b.dropBuffer()
+	// A page that is used for the first time is allocated while the kernel copies a request there. With little memory
+	// left that may wait for dirty pages, which only this request can write back.
+	for i := 0; i < len(b.data); i += os.Getpagesize() {
+		b.data[i] = 0
+	}
 	var pin runtime.Pinner
 	pin.Pin(b.header)
 	pin.Pin(&b.data[0])

@@ -62,8 +62,12 @@ func TestSoakMemoryPressure(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			procs := memoryCgroup(t, limit)
-			b := newBed(t, 4*time.Minute)
+			b := newBed(t, 8*time.Minute)
 			f := b.start()
+			if tt.server && strings.Contains(f.log.String(), "running without PR_SET_IO_FLUSHER") {
+				// Seen on such a system: the front's reader waits in try_charge_memcg for pages that only it can write back.
+				t.Skip("without CAP_SYS_RESOURCE a server in a small control group may wait for itself")
+			}
 			if tt.server {
 				if err := os.WriteFile(procs, []byte(fmt.Sprint(f.cmd.Process.Pid)), 0); err != nil {
 					t.Fatal(err)
@@ -87,7 +91,7 @@ func TestSoakMemoryPressure(t *testing.T) {
 					fmt.Sprintf("--size=%d", 4*limit), "--verify=crc32c", "--do_verify=1", "--verify_state_save=0",
 					"--end_fsync=1", "--eta=never", "--unlink=1")
 				inside("fio", "--name=random", "--directory="+mountpoint, "--rw=randwrite", "--bs=4k",
-					fmt.Sprintf("--size=%d", 4*limit), "--io_size=64M", "--end_fsync=1", "--eta=never", "--unlink=1")
+					fmt.Sprintf("--size=%d", 4*limit), "--io_size=16M", "--end_fsync=1", "--eta=never", "--unlink=1")
 				t.Logf("loop with direct-io %s: %.1f s", directIO, time.Since(began).Seconds())
 				if err := b.umountIdle(mountpoint); err != nil {
 					t.Fatal(err)
