@@ -30,7 +30,8 @@ const (
 
 // front joins the devices of a library to the nodes of a tree: what the commands act on.
 //
-// Its methods that change things are called by one command at a time, or after the last one.
+// Its methods that change things are called by one command at a time, or after the last one; but load and add also side
+// by side, for different handlers (restore.go).
 type front struct {
 	log  hclog.Logger
 	lib  library
