@@ -343,7 +343,9 @@ func (b *bed) start(flags ...string) *front {
 // startInheriting is start with a file that the front gets without having asked for it.
 func (b *bed) startInheriting(file *os.File, flags ...string) *front {
 	b.Helper()
-	f := b.launchInheriting([]*os.File{file}, filepath.Join(b.mounts, "m"), append(b.handlers, flags...)...)
+	files := make([]*os.File, 10)
+	files[len(files)-1] = file // with a number that hosts have no other use for
+	f := b.launchInheriting(files, filepath.Join(b.mounts, "m"), append(b.handlers, flags...)...)
 	f.awaitServing()
 	return f
 }

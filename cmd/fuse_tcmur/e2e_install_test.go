@@ -71,7 +71,8 @@ func TestInstall(t *testing.T) {
 	}
 	b.wantInstalledServes(prefix)
 	unit := prefix + "/lib/systemd/system/fuse_tcmur.service"
-	if out, err := b.try("systemd-analyze", "verify", "--man=no", unit); err != nil || strings.Contains(out, "fuse_tcmur") {
+	out, err := b.try("systemd-analyze", "verify", "--man=no", unit)
+	if err != nil || strings.Contains(out, "fuse_tcmur") {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
 	b.run("bash", "-n", prefix+"/share/bash-completion/completions/fuse_tcmur")

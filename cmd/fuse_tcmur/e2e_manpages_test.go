@@ -42,7 +42,8 @@ func TestManPageExamples(t *testing.T) {
 			dir := t.TempDir()
 			mount := b.mounts + "/tcmur"
 			// The program that the examples find is this one, told where to mount.
-			wrapper := fmt.Sprintf("#!/bin/sh\nexec %s --config= --mountpoint %s \"$@\"\n", testbed.Program(t, "fuse_tcmur"), mount)
+			wrapper := fmt.Sprintf("#!/bin/sh\nexec %s --config= --mountpoint %s \"$@\"\n",
+				testbed.Program(t, "fuse_tcmur"), mount)
 			if err := os.WriteFile(dir+"/fuse_tcmur", []byte(wrapper), 0o755); err != nil {
 				t.Fatal(err)
 			}

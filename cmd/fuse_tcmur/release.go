@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const releaseLong = `release unmounts the file systems on the devices of a fuse_tcmur, with all that is mounted below them,
-switches swap areas off and detaches the loop devices, so that the server can stop and nothing is
-lost. What is in use stays, and is named. systemd's unit runs it before it stops the server.
+const releaseLong = `release unmounts the file systems on the devices of a fuse_tcmur, with all that is mounted
+below them, switches swap areas off and detaches the loop devices, so that the server can stop and
+nothing is lost. What is in use stays, and is named. systemd's unit runs it before it stops the server.
 
 `
 
