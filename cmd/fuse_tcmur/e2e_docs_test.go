@@ -107,6 +107,42 @@ func TestE2EWritingHandlers(t *testing.T) {
 	f.must("remove 0\nunload tiny")
 }
 
+// runPage runs the commands of a section of docs/handlers.md: lines that are indented by four blanks. Its names are
+// replaced: those of the mount point and of the directory for files, and what else is given, old and new by turns.
+func (f *front) runPage(heading, dir string, others ...string) {
+	f.Helper()
+	page, err := os.ReadFile(filepath.Join(testbed.Root(), "docs", "handlers.md"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(page), "\n## "+heading+"\n")
+	if !ok {
+		f.Fatalf("docs/handlers.md has no section %s", heading)
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	names := strings.NewReplacer(append(others, "/tcmur/", f.mount+"/", "/var/tmp", dir)...)
+	commands := 0
+	for _, line := range regexp.MustCompile(`(?m)^    \S.*$`).FindAllString(section, -1) {
+		commands++
+		if out, err := f.try("bash", "-c", names.Replace(line)); err != nil {
+			f.Fatalf("section %s, %s: %v\n%s", heading, strings.TrimSpace(line), err, out)
+		}
+	}
+	if commands == 0 {
+		f.Errorf("section %s has no commands", heading)
+	}
+}
+
+// TestE2EHandlersPage runs what docs/handlers.md tells to type. Its section rbd is for TestE2ERbd.
+func TestE2EHandlersPage(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 120*time.Second)
+	f := b.start()
+	for _, heading := range []string{"ram", "file", "qcow", "fbo", "zbc"} {
+		f.runPage(heading, b.TempDir())
+	}
+}
+
 // withoutNumbers makes texts comparable that differ in times, process ids and addresses.
 func withoutNumbers(text string) string {
 	return regexp.MustCompile(`0x[0-9a-f]+|\d+`).ReplaceAllString(text, "N")

@@ -140,6 +140,8 @@ func TestE2ERbd(t *testing.T) {
 	b := newBed(t, 4*time.Minute)
 	c := b.startCluster()
 	f := b.start()
+	f.runPage("rbd", b.TempDir(), "/etc/ceph/ceph.conf", c.conf())
+	f.must("unload rbd")
 	host := f.load("rbd")
 	c.rbd("create", "--size", "64M", "data")
 	c.rbd("create", "--size", "256M", "tree")
