@@ -12,8 +12,8 @@ import (
 	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
-// TestFlushShared: flushes that are asked for while one is under way share the next one, whose failure is told to all of
-// them, and to nobody else.
+// TestFlushShared: flushes that are asked for while one is under way share the next one, whose failure is told to all
+// of them, and to nobody else.
 func TestFlushShared(t *testing.T) {
 	l, _ := open(t, "fault")
 	load(t, l, "fault")

@@ -59,9 +59,9 @@ func (d *Device) setSize(size int64) {
 // new end fail, as on any block device that gets smaller; what was there is lost.
 //
 // EINVAL: the size is not a positive multiple of the block size, or the handler refuses it. EOPNOTSUPP: the handler
-// cannot do it. EROFS: the device is read-only. ENODEV: it was removed. ETIMEDOUT: the context has ended; if the handler
-// hangs, its process has been killed. EIO: its process died each time. Other errnos are the handler's. The size is as
-// before then.
+// cannot do it. EROFS: the device is read-only. ENODEV: it was removed. ETIMEDOUT: the context has ended; if the
+// handler hangs, its process has been killed. EIO: its process died each time. Other errnos are the handler's. The size
+// is as before then.
 func (d *Device) Resize(ctx context.Context, size int64) error {
 	err := d.resize(ctx, size)
 	if err != nil {

@@ -13,8 +13,9 @@ const (
 	DefaultRetention = 32 << 20
 	// chunkSize is the unit in which memory for copies of payloads is allocated. It holds any one payload.
 	chunkSize = 1 << 20
-	// spareChunks is how many of them are kept for later.
-	spareChunks = 4
+	// spareChunks is how many of them are kept for later: all of those that are in use when the default limit leads to a
+	// flush. New ones would cost several times as much as the copies in them.
+	spareChunks = DefaultRetention / 2 / chunkSize
 	// keepSize is the size in bytes from which on a payload is not copied but kept where it is, in the channel.
 	keepSize = 64 << 10
 	// entryCost is what an entry counts beyond its payload, so that a flood of changes without any payload is bounded.
@@ -34,6 +35,7 @@ type retention struct {
 	failed  error      // of the last automatic flush; nil once one has succeeded
 	chunk   *chunk     // where the next copy goes; nil if there is none yet
 	spare   []*chunk
+	opened  int // chunks since the last flush
 }
 
 // chunk is memory for copies, used from the beginning to the end.
@@ -95,6 +97,7 @@ func (r *retention) copy(e *retained, data []byte) {
 			c = &chunk{memory: make([]byte, chunkSize)}
 		}
 		r.chunk = c
+		r.opened++
 	}
 	e.data, e.chunk = c.memory[c.used:c.used+len(data):c.used+len(data)], c
 	c.used += copy(e.data, data)
@@ -133,6 +136,10 @@ func (r *retention) release(position uint64) {
 	clear(r.entries[rest:])
 	r.entries = r.entries[:rest]
 	r.first = position + 1
+	if n := len(r.spare); n > 1 && r.opened == 0 {
+		r.spare[n-1], r.spare = nil, r.spare[:n-1] // so much is not written any more between two flushes
+	}
+	r.opened = 0
 	r.room.Broadcast()
 }
 
