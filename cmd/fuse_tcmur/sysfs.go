@@ -39,7 +39,7 @@ func (f *front) showDevice(node *deviceNode) (*branch, error) {
 				{"logical_block_size", func() string { return line(d.BlockSize()) }},
 				{"max_sectors_kb", func() string { return line(d.MaxXfer() / 1024) }},
 				{"discard_granularity", func() string { return line(discardGranularity(d)) }},
-				{"rotational", func() string { return bit(false) }},
+				{"rotational", func() string { return bit(d.Attributes().Rotational) }},
 				{"nr_requests", func() string { return line(shared.RingEntries) }},
 			})
 		}
