@@ -166,7 +166,8 @@ func (process) symbolSize(address uintptr) uint64 {
 func adopt(h *handlerStruct, q quirks) int {
 	var n C.struct_native_handler
 	for name, slot := range map[string]*C.uintptr_t{
-		"check_config": &n.check_config, "reconfig": &n.reconfig, "open": &n.open, "close": &n.close, "handle_cmd": &n.handle_cmd,
+		"check_config": &n.check_config, "reconfig": &n.reconfig, "open": &n.open, "close": &n.close,
+		"handle_cmd": &n.handle_cmd,
 		"read": &n.read, "write": &n.write, "flush": &n.flush, "unmap": &n.unmap, "writesame": &n.writesame,
 		"init": &n.init, "destroy": &n.destroy,
 	} {

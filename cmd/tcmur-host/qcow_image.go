@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 	"os"
 	"path/filepath"
 	"strings"
@@ -179,7 +178,7 @@ func (img *qcowImage) l2Entries() uint64 {
 // wantedL1 is how many entries the first-level table has to have.
 func (img *qcowImage) wantedL1() uint64 {
 	covered := img.cluster() * img.l2Entries()
-	return img.size/covered + uint64(min(1, img.size%covered))
+	return img.size/covered + min(1, img.size%covered)
 }
 
 // misread is why the handler does not read the image right, whoever made it; "" if nothing in the header says so. cure
@@ -244,11 +243,11 @@ func (img *qcowImage) backingPath() (string, error) {
 	if filepath.IsAbs(name) {
 		return name, nil
 	}
-	real, err := filepath.EvalSymlinks(img.path) // the handler goes by /proc/self/fd
+	resolved, err := filepath.EvalSymlinks(img.path) // the handler goes by /proc/self/fd
 	if err != nil {
 		return "", control.Failf(errnoOf(err), "%v", err)
 	}
-	return filepath.Join(filepath.Dir(real), name), nil
+	return filepath.Join(filepath.Dir(resolved), name), nil
 }
 
 // tables is what the mapping tables of an image consist of.
@@ -265,14 +264,6 @@ type qcowTables struct {
 type bitmap []uint64
 
 func (b bitmap) has(i uint64) bool { return b[i/64]>>(i%64)&1 != 0 }
-
-// count is how many there are.
-func (b bitmap) count() (n uint64) {
-	for _, word := range b {
-		n += uint64(bits.OnesCount64(word))
-	}
-	return n
-}
 
 // use notes a reference to n clusters of the file.
 func (t *qcowTables) use(img *qcowImage, offset, n uint64) {

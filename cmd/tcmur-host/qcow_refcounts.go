@@ -210,7 +210,7 @@ func (img *qcowImage) repair(t *qcowTables) (done string, err error) {
 			"to another one", t.twice)
 	}
 	// What the file may grow to: a cluster for each that is missing, tables for them, and their refcounts.
-	most := max((img.length+img.cluster()-1)>>img.clusterBits, uint64(t.end>>img.clusterBits))
+	most := max((img.length+img.cluster()-1)>>img.clusterBits, t.end>>img.clusterBits)
 	most += t.unallocated + t.missingL2
 	most += most/r.perBlock() + 2
 	if most > r.covered() {
