@@ -168,7 +168,7 @@ func adopt(h *handlerStruct, q quirks) int {
 	for name, slot := range map[string]*C.uintptr_t{
 		"check_config": &n.check_config, "reconfig": &n.reconfig, "open": &n.open, "close": &n.close,
 		"handle_cmd": &n.handle_cmd,
-		"read": &n.read, "write": &n.write, "flush": &n.flush, "unmap": &n.unmap, "writesame": &n.writesame,
+		"read":       &n.read, "write": &n.write, "flush": &n.flush, "unmap": &n.unmap, "writesame": &n.writesame,
 		"init": &n.init, "destroy": &n.destroy,
 	} {
 		*slot = C.uintptr_t(h.callbacks[name])
