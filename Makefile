@@ -173,7 +173,7 @@ soak: deps soak-deps all ## run the tests again and again for SOAK_MINUTES (60),
 	@end=$$(($$(date +%s) + 60 * $${SOAK_MINUTES:-60})); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 		round=$$((round + 1)); echo "round $$round"; \
-		$(go_test) $(logs)/soak.log -race -tags soak -timeout 60m ./...; \
+		$(go_test) $(logs)/soak.log -race -tags soak -timeout 120m ./...; \
 		$(MAKE) --no-print-directory test-c; \
 	done
 

@@ -450,4 +450,4 @@ func (b *bed) writeTo(path string) {
 }
 
 // powerCutDeadline is for each test of the lab.
-const powerCutDeadline = 3*time.Minute + powerCuts*2*time.Second
+const powerCutDeadline = 3*time.Minute + powerCuts*4*time.Second
