@@ -42,6 +42,20 @@ func (t *Tree) forgetAttributes(n *Node) {
 	t.notify("attributes", n, func() fuse.Status { return kernel.InodeNotify(n.id, -1, 0) })
 }
 
+// writeBack makes the kernel write back, and forget, what it has cached of a range of n. No lock may be held. False: it
+// may not have done so.
+func (t *Tree) writeBack(n *Node, off, length int64) bool {
+	t.mu.Lock()
+	kernel := t.kernel
+	if kernel == nil {
+		t.mu.Unlock()
+		return false
+	}
+	t.notices.Add(1)
+	t.mu.Unlock()
+	return t.notify("data", n, func() fuse.Status { return kernel.InodeNotify(n.id, off, length) })
+}
+
 // forgetName makes the kernel look name up again in parent, from which it was removed. No lock may be held.
 func (t *Tree) forgetName(parent *Node, name string) {
 	t.mu.Lock()
@@ -57,13 +71,14 @@ func (t *Tree) forgetName(parent *Node, name string) {
 }
 
 // notify sends a message from a goroutine of its own and waits until the kernel has acted on it, with patience. The
-// caller has added it to t.notices.
-func (t *Tree) notify(what string, n *Node, send func() fuse.Status) {
-	done := make(chan struct{})
+// caller has added it to t.notices. False: the kernel has not, or not yet.
+func (t *Tree) notify(what string, n *Node, send func() fuse.Status) bool {
+	done := make(chan bool, 1)
 	go func() {
 		defer t.notices.Done()
-		defer close(done)
-		switch st := send(); st {
+		st := send()
+		done <- st.Ok()
+		switch st {
 		case fuse.OK:
 		case fuse.ENOENT: // the kernel does not remember it: as good
 		case fuse.ENODEV, fuse.EBADF, fuse.Status(syscall.ENOTCONN): // unmounted meanwhile
@@ -74,8 +89,10 @@ func (t *Tree) notify(what string, n *Node, send func() fuse.Status) {
 	patience := time.NewTimer(noticePatience)
 	defer patience.Stop()
 	select {
-	case <-done:
+	case ok := <-done:
+		return ok
 	case <-patience.C:
 		t.log.Warn("kernel is slow to accept an invalidation, not waiting any longer", "what", what, "node", n.Path())
+		return false
 	}
 }

@@ -61,6 +61,11 @@ type Ops struct {
 	// that changes the size calls UpdateSize. Without it fallocate(2) fails with EOPNOTSUPP.
 	Fallocate func(f *File, mode uint32, off, length int64) error
 
+	// Seek is called for lseek(2) with SEEK_DATA or, with hole set, SEEK_HOLE, for an offset below the node's size. The
+	// kernel does not write back what has been written to a mapping before it asks, so what Seek takes for a hole between
+	// off and data is written back, and Seek asked again. Without it, and in cases of doubt, everything is data.
+	Seek func(f *File, off int64, hole bool) (int64, error)
+
 	// Truncate is called for ftruncate(2), truncate(2) and open(2) with O_TRUNC; f is nil where no open file is
 	// involved, as for the latter two. A Truncate that changes the size calls UpdateSize. Without it the request is
 	// accepted and ignored, and the size stays, as O_TRUNC on a block device does.

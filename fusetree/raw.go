@@ -430,25 +430,49 @@ func (t *Tree) closed(f *File) {
 	t.drop(n)
 }
 
-// Lseek treats every file as free of holes. (So would the kernel after ENOSYS, but for all files for ever.)
+// Lseek treats files without Seek as free of holes. (So would the kernel after ENOSYS, but all files for ever.)
 func (r *rawFS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	f, st := r.file(in.Fh)
 	if !st.Ok() {
 		return st
 	}
-	size := uint64(f.Node.Size())
-	if in.Offset >= size {
+	size := f.Node.Size()
+	switch {
+	case in.Offset >= uint64(size):
 		return fuse.Status(syscall.ENXIO)
-	}
-	switch in.Whence {
-	case seekData:
-		out.Offset = in.Offset
-	case seekHole:
-		out.Offset = size
-	default:
+	case in.Whence != seekData && in.Whence != seekHole:
 		return fuse.EINVAL
 	}
+	at, err := r.seek(f, int64(in.Offset), size, in.Whence == seekHole)
+	if err != nil {
+		return r.t.status(f.Node, "lseek", err)
+	}
+	out.Offset = uint64(at)
 	return fuse.OK
+}
+
+// seek finds data or a hole from off on. What is not yet written back is data that the node does not know of.
+func (r *rawFS) seek(f *File, off, size int64, hole bool) (int64, error) {
+	seek := f.Node.ops.Seek
+	switch {
+	case seek == nil && hole:
+		return size, nil
+	case seek == nil:
+		return off, nil
+	case hole:
+		return seek(f, off, true)
+	}
+	at, err := seek(f, off, false)
+	if err == nil && at == off {
+		return off, nil
+	}
+	if err != nil {
+		at = size
+	}
+	if !r.t.writeBack(f.Node, off, at-off) {
+		return off, nil
+	}
+	return seek(f, off, false)
 }
 
 // Fallocate: never ENOSYS, which would settle it for every node.

@@ -107,6 +107,7 @@ type Device struct {
 	canRead    bool
 	canWrite   bool
 	clears     clearing
+	canSeek    bool
 	attributes Attributes
 	// retains: writes are kept until they are flushed. May change with a reopen.
 	retains atomic.Bool
@@ -277,6 +278,7 @@ func (d *Device) adopt(r *hostpb.OpenReply) error {
 	d.maxXfer = int(xfer) - int(xfer)%int(align)
 	d.canRead, d.canWrite = r.GetCanRead(), r.GetCanWrite()
 	d.clears.adopt(r)
+	d.canSeek = r.GetCanSeek()
 	d.attributes = d.attributesIn(r)
 	d.retains.Store(d.mustRetain(r))
 	d.unguarded = d.opts.FailFast && d.losesWrites(r)

@@ -43,6 +43,7 @@ type device interface {
 	FlushFailures() uint64
 	Discard(off, n int64) error
 	Zero(off, n int64) error
+	SeekData(off int64, hole bool) (int64, error)
 	Resize(ctx context.Context, size int64) error
 	OnResize(f func(size int64))
 	Failure() error
@@ -73,6 +74,7 @@ func (n *deviceNode) ops() *fusetree.Ops {
 		Fsync:   n.fsync,
 
 		Fallocate: n.fallocate,
+		Seek:      n.seek,
 		Truncate:  n.truncate,
 	}
 }
@@ -153,6 +155,10 @@ func (n *deviceNode) write(file *fusetree.File, p []byte, off int64, flags fuset
 		}
 	}
 	return written, nil
+}
+
+func (n *deviceNode) seek(_ *fusetree.File, off int64, hole bool) (int64, error) {
+	return n.device.SeekData(off, hole)
 }
 
 // truncate refuses to make the device larger (EINVAL, as a block device does) and does nothing otherwise: its size does

@@ -250,6 +250,8 @@ func (d *fakeDevice) Flush() error {
 	return d.flushErr
 }
 
+func (d *fakeDevice) SeekData(off int64, _ bool) (int64, error) { return off, nil }
+
 func (d *fakeDevice) FlushFailures() uint64 { return 0 }
 
 func (d *fakeDevice) Discard(off, n int64) error { return d.Zero(off, n) }

@@ -335,6 +335,7 @@ static void reset(struct tcmu_device *dev, const struct native_open *how, char *
 	atomic_store(&dev->write_protect, how->read_only);
 	atomic_store(&dev->writes_survive, false);
 	atomic_store(&dev->unmap_zeroes, false);
+	atomic_store(&dev->seek, NULL);
 	atomic_store(&dev->handler_private, NULL);
 	memset(dev->runner_private, 0, sizeof(dev->runner_private));
 
@@ -555,6 +556,7 @@ void device_geometry(uint32_t index, struct native_geometry *out)
 	out->writes_survive = atomic_load(&dev->writes_survive);
 	out->can_write_same = write && host_handler.writesame;
 	out->unmap_zeroes = atomic_load(&dev->unmap_zeroes);
+	out->can_seek = atomic_load(&dev->seek) != NULL;
 }
 
 int device_start(uint32_t index, uint64_t boundary)

@@ -180,6 +180,7 @@ struct tcmu_device {
 	_Atomic uint32_t timed_out;
 	_Atomic bool writes_survive;
 	_Atomic bool unmap_zeroes;
+	_Atomic(tcmur_seek_fn_t) seek;
 	/* The handler needs a reopen: no callouts until then. Changed under lock, read without; see device_lost(). */
 	_Atomic bool lost;
 

@@ -259,7 +259,7 @@ type geometry struct {
 	size                                  uint64
 	blockSize, maxXfer, alignment         uint32
 	canWrite, canFlush, canUnmap, canZero bool
-	canWriteSame, unmapZeroes             bool
+	canWriteSame, unmapZeroes, canSeek    bool
 	writeCache, rotational, writesSurvive bool
 }
 
@@ -272,6 +272,7 @@ func deviceGeometry(index uint32) geometry {
 		canUnmap: bool(g.can_unmap), canZero: bool(g.can_zero), writeCache: bool(g.write_cache),
 		rotational: bool(g.rotational), writesSurvive: bool(g.writes_survive),
 		canWriteSame: bool(g.can_write_same), unmapZeroes: bool(g.unmap_zeroes),
+		canSeek: bool(g.can_seek),
 	}
 }
 
@@ -293,6 +294,15 @@ func resizeDevice(index uint32, size uint64) (result int, logged string, err err
 		return 0, "", syscall.Errno(errno)
 	}
 	return int(r), logged, nil
+}
+
+// seekDevice returns where data, or a hole, begins; see device_seek.
+func seekDevice(index uint32, offset uint64, hole bool) (uint64, error) {
+	at := int64(C.device_seek(C.uint32_t(index), C.uint64_t(offset), C.bool(hole)))
+	if at < 0 {
+		return 0, syscall.Errno(-at)
+	}
+	return uint64(at), nil
 }
 
 // sizeEvents returns an eventfd; see device_size_events.

@@ -126,6 +126,7 @@ struct native_geometry {
 	bool writes_survive;
 	bool can_write_same;
 	bool unmap_zeroes;
+	bool can_seek;
 };
 
 /*
@@ -145,6 +146,8 @@ void device_abandon(uint32_t index);
 int device_resize(uint32_t index, uint64_t size, int *result, char *errors);
 /* An eventfd, non-blocking, that is written to when a handler sets a device's size; -1 with errno. Call it once. */
 int device_size_events(void);
+/* seek.c: where data, or a hole, begins from offset on; or a negative errno, ENODEV and EOPNOTSUPP as above. */
+int64_t device_seek(uint32_t index, uint64_t offset, bool hole);
 /*
  * Ends an open device: refuses new requests, waits for those accepted, flushes, closes. ENODEV: not open. ETIMEDOUT:
  * did not end in timeout_ns (negative: no limit) or device_interrupt() was called; the device accepts nothing any more

@@ -160,7 +160,7 @@ func start(p openParams, s sizing) (*hostpb.OpenReply, error) {
 	return &hostpb.OpenReply{
 		Size: g.size, BlockSize: g.blockSize, MaxXfer: g.maxXfer, Alignment: g.alignment,
 		CanRead: true, CanWrite: g.canWrite, CanFlush: g.canFlush, CanUnmap: g.canUnmap, CanZero: g.canZero,
-		CanWriteSame: g.canWriteSame, UnmapZeroes: g.unmapZeroes,
+		CanWriteSame: g.canWriteSame, UnmapZeroes: g.unmapZeroes, CanSeek: g.canSeek,
 		WriteCache: g.writeCache, Rotational: g.rotational, WritesSurvive: g.writesSurvive || s.writesSurvive,
 		Guards: s.guard.inForce,
 	}, nil

@@ -51,6 +51,7 @@ SET(bool, tcmu_dev_set_write_protect_enabled, write_protect)
 GET(bool, tcmu_dev_get_write_protect_enabled, write_protect)
 SET(bool, tcmur_dev_set_writes_survive, writes_survive)
 SET(bool, tcmur_dev_set_unmap_zeroes, unmap_zeroes)
+SET(tcmur_seek_fn_t, tcmur_dev_set_seek, seek)
 SET(void *, tcmur_dev_set_private, handler_private)
 
 void tcmu_dev_set_num_lbas(struct tcmu_device *dev, uint64_t num_lbas)

@@ -289,6 +289,17 @@ int backing_fill(struct backing *b, const struct iovec *iov, size_t iov_cnt, uin
 	return sts;
 }
 
+int64_t backing_seek(struct backing *b, uint64_t offset, bool hole)
+{
+	uint64_t size = b->size;
+
+	if (!b->block_device)
+		return fd_seek(b->fd, offset, size, hole);
+	if (offset >= size)
+		return -ENXIO;
+	return (int64_t)(hole ? size : offset);
+}
+
 int backing_resize(struct backing *b, uint64_t size)
 {
 	uint64_t have, old = b->size;

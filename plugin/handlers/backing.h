@@ -51,6 +51,9 @@ int backing_unmap(struct backing *b, uint64_t offset, uint64_t length);
 /* Fills the range with the pattern; one of zeroes gives regular files' space back. */
 int backing_fill(struct backing *b, const struct iovec *iov, size_t iov_cnt, uint64_t offset, uint64_t length);
 
+/* Where data or a hole begins, as tcmur_dev_set_seek() wants it. A block device is all data. */
+int64_t backing_seek(struct backing *b, uint64_t offset, bool hole);
+
 /*
  * Changes the served size. A regular file grows where needed, sparsely, and shrinks along if all of it was served; a
  * block device has to be large enough. 0 or a negative errno, the reason logged: EINVAL for a size that is 0 or no

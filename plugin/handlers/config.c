@@ -48,6 +48,12 @@ void config_announce_survival(struct tcmu_device *dev)
 		tcmur_dev_set_writes_survive(dev, true);
 }
 
+void config_announce_seek(struct tcmu_device *dev, tcmur_seek_fn_t fn)
+{
+	if (tcmur_dev_set_seek)
+		tcmur_dev_set_seek(dev, fn);
+}
+
 int config_parse_size(const char *text, uint64_t *size)
 {
 	static const char suffixes[] = "KMGTP";

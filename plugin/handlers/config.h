@@ -27,6 +27,9 @@ void config_announce(struct tcmu_device *dev, uint64_t size);
 /* Tells that completed writes survive the death of the process, where anybody wants to know. */
 void config_announce_survival(struct tcmu_device *dev);
 
+/* Tells who knows where there are holes, where anybody wants to know. */
+void config_announce_seek(struct tcmu_device *dev, tcmur_seek_fn_t fn);
+
 /*
  * Reads a size: digits, then K, M, G, T or P (powers of 1024, either case), or the same with iB, or nothing. 0, or
  * -EINVAL for anything else, or -ERANGE for 2^63 and more.

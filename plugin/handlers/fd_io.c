@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #define BATCH 64 /* buffers per system call: keeps the copy of the array small, and is far below IOV_MAX */
 
@@ -58,4 +59,18 @@ size_t fd_read(int fd, struct iov_cursor *to, size_t len, uint64_t offset)
 size_t fd_write(int fd, struct iov_cursor *from, size_t len, uint64_t offset)
 {
 	return transfer(fd, from, len, offset, true);
+}
+
+int64_t fd_seek(int fd, uint64_t offset, uint64_t size, bool hole)
+{
+	off_t at;
+
+	if (offset >= size)
+		return -ENXIO;
+	at = lseek(fd, (off_t)offset, hole ? SEEK_HOLE : SEEK_DATA);
+	if (at < 0)
+		return -errno;
+	if ((uint64_t)at < size)
+		return at;
+	return hole ? (int64_t)size : -ENXIO;
 }

@@ -31,6 +31,11 @@ static bool file_check_config(const char *cfgstring, char **reason)
 	return false;
 }
 
+static int64_t file_seek(struct tcmu_device *dev, uint64_t offset, bool hole)
+{
+	return backing_seek(tcmur_dev_get_private(dev), offset, hole);
+}
+
 static int file_open(struct tcmu_device *dev, bool reopen)
 {
 	const char *path = path_in(tcmu_dev_get_cfgstring(dev));
@@ -55,6 +60,7 @@ static int file_open(struct tcmu_device *dev, bool reopen)
 	config_announce(dev, b->size);
 	config_announce_survival(dev); /* in the page cache */
 	tcmur_dev_set_private(dev, b);
+	config_announce_seek(dev, file_seek);
 	return 0;
 }
 

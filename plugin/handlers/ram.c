@@ -18,6 +18,7 @@
 
 #include "backing.h"
 #include "config.h"
+#include "fd_io.h"
 #include "memory.h"
 #include "tcmu-runner.h"
 
@@ -120,6 +121,14 @@ static int open_file(struct ram *ram, struct tcmu_device *dev, const char *path)
 	return 0;
 }
 
+static int64_t ram_seek(struct tcmu_device *dev, uint64_t offset, bool hole)
+{
+	struct ram *ram = tcmur_dev_get_private(dev);
+
+	return ram->anonymous ? fd_seek(ram->memory.fd, offset, ram->memory.size, hole) :
+				backing_seek(&ram->file, offset, hole);
+}
+
 static int ram_open(struct tcmu_device *dev, bool reopen)
 {
 	struct ram_config config;
@@ -146,6 +155,7 @@ static int ram_open(struct tcmu_device *dev, bool reopen)
 		return ret;
 	}
 	tcmur_dev_set_private(dev, ram);
+	config_announce_seek(dev, ram_seek);
 	return 0;
 }
 

@@ -409,6 +409,14 @@ TCMUR_EXTENSION void tcmur_dev_set_writes_survive(struct tcmu_device *dev, bool 
  */
 TCMUR_EXTENSION void tcmur_dev_set_unmap_zeroes(struct tcmu_device *dev, bool zeroes);
 
+/*
+ * Says in open() that fn knows where there are holes: ranges that nobody has written to, which read zeroes. fn returns
+ * where, from offset on, data begins (-ENXIO: nowhere) or, with hole set, a hole, which the end of the device is too; or
+ * another negative errno. What it calls data may be zeroes. It is called on the thread of open(), between requests.
+ */
+typedef int64_t (*tcmur_seek_fn_t)(struct tcmu_device *dev, uint64_t offset, bool hole);
+TCMUR_EXTENSION void tcmur_dev_set_seek(struct tcmu_device *dev, tcmur_seek_fn_t fn);
+
 #ifdef __cplusplus
 }
 #endif

@@ -580,6 +580,8 @@ type OpenReply struct {
 	CanWriteSame bool `protobuf:"varint,20,opt,name=can_write_same,json=canWriteSame,proto3" json:"can_write_same,omitempty"`
 	// What UNMAP has covered reads back zeroes.
 	UnmapZeroes bool `protobuf:"varint,21,opt,name=unmap_zeroes,json=unmapZeroes,proto3" json:"unmap_zeroes,omitempty"`
+	// Seek can tell where there are holes.
+	CanSeek bool `protobuf:"varint,22,opt,name=can_seek,json=canSeek,proto3" json:"can_seek,omitempty"`
 	// The guards against bugs of the handler that are in force for this device, for people.
 	Guards        []string `protobuf:"bytes,30,rep,name=guards,proto3" json:"guards,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -710,6 +712,13 @@ func (x *OpenReply) GetCanWriteSame() bool {
 func (x *OpenReply) GetUnmapZeroes() bool {
 	if x != nil {
 		return x.UnmapZeroes
+	}
+	return false
+}
+
+func (x *OpenReply) GetCanSeek() bool {
+	if x != nil {
+		return x.CanSeek
 	}
 	return false
 }
@@ -890,6 +899,113 @@ func (*ResizeReply) Descriptor() ([]byte, []int) {
 	return file_host_proto_rawDescGZIP(), []int{10}
 }
 
+type SeekRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Device uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	// Bytes; where to begin.
+	Offset uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Look for a hole, not for data.
+	Hole          bool `protobuf:"varint,3,opt,name=hole,proto3" json:"hole,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeekRequest) Reset() {
+	*x = SeekRequest{}
+	mi := &file_host_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeekRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeekRequest) ProtoMessage() {}
+
+func (x *SeekRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeekRequest.ProtoReflect.Descriptor instead.
+func (*SeekRequest) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SeekRequest) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *SeekRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *SeekRequest) GetHole() bool {
+	if x != nil {
+		return x.Hole
+	}
+	return false
+}
+
+type SeekReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes, at least that of the request. The end of the device counts as a hole.
+	Offset        uint64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeekReply) Reset() {
+	*x = SeekReply{}
+	mi := &file_host_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeekReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeekReply) ProtoMessage() {}
+
+func (x *SeekReply) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeekReply.ProtoReflect.Descriptor instead.
+func (*SeekReply) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SeekReply) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -898,7 +1014,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_host_proto_msgTypes[11]
+	mi := &file_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1026,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[11]
+	mi := &file_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1039,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{11}
+	return file_host_proto_rawDescGZIP(), []int{13}
 }
 
 type SizeChange struct {
@@ -937,7 +1053,7 @@ type SizeChange struct {
 
 func (x *SizeChange) Reset() {
 	*x = SizeChange{}
-	mi := &file_host_proto_msgTypes[12]
+	mi := &file_host_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1065,7 @@ func (x *SizeChange) String() string {
 func (*SizeChange) ProtoMessage() {}
 
 func (x *SizeChange) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[12]
+	mi := &file_host_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1078,7 @@ func (x *SizeChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SizeChange.ProtoReflect.Descriptor instead.
 func (*SizeChange) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{12}
+	return file_host_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SizeChange) GetDevice() uint32 {
@@ -988,7 +1104,7 @@ type SetLogLevelRequest struct {
 
 func (x *SetLogLevelRequest) Reset() {
 	*x = SetLogLevelRequest{}
-	mi := &file_host_proto_msgTypes[13]
+	mi := &file_host_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1116,7 @@ func (x *SetLogLevelRequest) String() string {
 func (*SetLogLevelRequest) ProtoMessage() {}
 
 func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[13]
+	mi := &file_host_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1129,7 @@ func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelRequest.ProtoReflect.Descriptor instead.
 func (*SetLogLevelRequest) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{13}
+	return file_host_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetLogLevelRequest) GetLogLevel() LogLevel {
@@ -1031,7 +1147,7 @@ type SetLogLevelReply struct {
 
 func (x *SetLogLevelReply) Reset() {
 	*x = SetLogLevelReply{}
-	mi := &file_host_proto_msgTypes[14]
+	mi := &file_host_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1159,7 @@ func (x *SetLogLevelReply) String() string {
 func (*SetLogLevelReply) ProtoMessage() {}
 
 func (x *SetLogLevelReply) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[14]
+	mi := &file_host_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1172,7 @@ func (x *SetLogLevelReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelReply.ProtoReflect.Descriptor instead.
 func (*SetLogLevelReply) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{14}
+	return file_host_proto_rawDescGZIP(), []int{16}
 }
 
 var File_host_proto protoreflect.FileDescriptor
@@ -1102,7 +1218,7 @@ const file_host_proto_rawDesc = "" +
 	"\bretry_ms\x18\t \x01(\rR\aretryMs\x12\x1d\n" +
 	"\n" +
 	"guards_off\x18\x14 \x01(\bR\tguardsOff\x12\x16\n" +
-	"\x06format\x18\x15 \x01(\bR\x06format\"\xcd\x03\n" +
+	"\x06format\x18\x15 \x01(\bR\x06format\"\xe8\x03\n" +
 	"\tOpenReply\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x1d\n" +
 	"\n" +
@@ -1122,7 +1238,8 @@ const file_host_proto_rawDesc = "" +
 	"rotational\x12%\n" +
 	"\x0ewrites_survive\x18\f \x01(\bR\rwritesSurvive\x12$\n" +
 	"\x0ecan_write_same\x18\x14 \x01(\bR\fcanWriteSame\x12!\n" +
-	"\funmap_zeroes\x18\x15 \x01(\bR\vunmapZeroes\x12\x16\n" +
+	"\funmap_zeroes\x18\x15 \x01(\bR\vunmapZeroes\x12\x19\n" +
+	"\bcan_seek\x18\x16 \x01(\bR\acanSeek\x12\x16\n" +
 	"\x06guards\x18\x1e \x03(\tR\x06guards\"&\n" +
 	"\fCloseRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\"\f\n" +
@@ -1131,7 +1248,13 @@ const file_host_proto_rawDesc = "" +
 	"\rResizeRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\"\r\n" +
-	"\vResizeReply\"\x0e\n" +
+	"\vResizeReply\"Q\n" +
+	"\vSeekRequest\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04hole\x18\x03 \x01(\bR\x04hole\"#\n" +
+	"\tSeekReply\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\"\x0e\n" +
 	"\fWatchRequest\"8\n" +
 	"\n" +
 	"SizeChange\x12\x16\n" +
@@ -1145,13 +1268,14 @@ const file_host_proto_rawDesc = "" +
 	"\x0fLOG_LEVEL_ERROR\x10\x01\x12\x12\n" +
 	"\x0eLOG_LEVEL_WARN\x10\x02\x12\x12\n" +
 	"\x0eLOG_LEVEL_INFO\x10\x03\x12\x13\n" +
-	"\x0fLOG_LEVEL_DEBUG\x10\x042\xf0\x03\n" +
+	"\x0fLOG_LEVEL_DEBUG\x10\x042\xae\x04\n" +
 	"\x04Host\x12<\n" +
 	"\x04Load\x12\x1a.tcmur.host.v1.LoadRequest\x1a\x18.tcmur.host.v1.LoadReply\x12Q\n" +
 	"\vCheckConfig\x12!.tcmur.host.v1.CheckConfigRequest\x1a\x1f.tcmur.host.v1.CheckConfigReply\x12<\n" +
 	"\x04Open\x12\x1a.tcmur.host.v1.OpenRequest\x1a\x18.tcmur.host.v1.OpenReply\x12?\n" +
 	"\x05Close\x12\x1b.tcmur.host.v1.CloseRequest\x1a\x19.tcmur.host.v1.CloseReply\x12B\n" +
-	"\x06Resize\x12\x1c.tcmur.host.v1.ResizeRequest\x1a\x1a.tcmur.host.v1.ResizeReply\x12A\n" +
+	"\x06Resize\x12\x1c.tcmur.host.v1.ResizeRequest\x1a\x1a.tcmur.host.v1.ResizeReply\x12<\n" +
+	"\x04Seek\x12\x1a.tcmur.host.v1.SeekRequest\x1a\x18.tcmur.host.v1.SeekReply\x12A\n" +
 	"\x05Watch\x12\x1b.tcmur.host.v1.WatchRequest\x1a\x19.tcmur.host.v1.SizeChange0\x01\x12Q\n" +
 	"\vSetLogLevel\x12!.tcmur.host.v1.SetLogLevelRequest\x1a\x1f.tcmur.host.v1.SetLogLevelReplyB0Z.github.com/fuse-tcmur/fuse_tcmur/plugin/hostpbb\x06proto3"
 
@@ -1168,7 +1292,7 @@ func file_host_proto_rawDescGZIP() []byte {
 }
 
 var file_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_host_proto_goTypes = []any{
 	(LogLevel)(0),              // 0: tcmur.host.v1.LogLevel
 	(*Failure)(nil),            // 1: tcmur.host.v1.Failure
@@ -1182,10 +1306,12 @@ var file_host_proto_goTypes = []any{
 	(*CloseReply)(nil),         // 9: tcmur.host.v1.CloseReply
 	(*ResizeRequest)(nil),      // 10: tcmur.host.v1.ResizeRequest
 	(*ResizeReply)(nil),        // 11: tcmur.host.v1.ResizeReply
-	(*WatchRequest)(nil),       // 12: tcmur.host.v1.WatchRequest
-	(*SizeChange)(nil),         // 13: tcmur.host.v1.SizeChange
-	(*SetLogLevelRequest)(nil), // 14: tcmur.host.v1.SetLogLevelRequest
-	(*SetLogLevelReply)(nil),   // 15: tcmur.host.v1.SetLogLevelReply
+	(*SeekRequest)(nil),        // 12: tcmur.host.v1.SeekRequest
+	(*SeekReply)(nil),          // 13: tcmur.host.v1.SeekReply
+	(*WatchRequest)(nil),       // 14: tcmur.host.v1.WatchRequest
+	(*SizeChange)(nil),         // 15: tcmur.host.v1.SizeChange
+	(*SetLogLevelRequest)(nil), // 16: tcmur.host.v1.SetLogLevelRequest
+	(*SetLogLevelReply)(nil),   // 17: tcmur.host.v1.SetLogLevelReply
 }
 var file_host_proto_depIdxs = []int32{
 	0,  // 0: tcmur.host.v1.LoadRequest.log_level:type_name -> tcmur.host.v1.LogLevel
@@ -1195,17 +1321,19 @@ var file_host_proto_depIdxs = []int32{
 	6,  // 4: tcmur.host.v1.Host.Open:input_type -> tcmur.host.v1.OpenRequest
 	8,  // 5: tcmur.host.v1.Host.Close:input_type -> tcmur.host.v1.CloseRequest
 	10, // 6: tcmur.host.v1.Host.Resize:input_type -> tcmur.host.v1.ResizeRequest
-	12, // 7: tcmur.host.v1.Host.Watch:input_type -> tcmur.host.v1.WatchRequest
-	14, // 8: tcmur.host.v1.Host.SetLogLevel:input_type -> tcmur.host.v1.SetLogLevelRequest
-	3,  // 9: tcmur.host.v1.Host.Load:output_type -> tcmur.host.v1.LoadReply
-	5,  // 10: tcmur.host.v1.Host.CheckConfig:output_type -> tcmur.host.v1.CheckConfigReply
-	7,  // 11: tcmur.host.v1.Host.Open:output_type -> tcmur.host.v1.OpenReply
-	9,  // 12: tcmur.host.v1.Host.Close:output_type -> tcmur.host.v1.CloseReply
-	11, // 13: tcmur.host.v1.Host.Resize:output_type -> tcmur.host.v1.ResizeReply
-	13, // 14: tcmur.host.v1.Host.Watch:output_type -> tcmur.host.v1.SizeChange
-	15, // 15: tcmur.host.v1.Host.SetLogLevel:output_type -> tcmur.host.v1.SetLogLevelReply
-	9,  // [9:16] is the sub-list for method output_type
-	2,  // [2:9] is the sub-list for method input_type
+	12, // 7: tcmur.host.v1.Host.Seek:input_type -> tcmur.host.v1.SeekRequest
+	14, // 8: tcmur.host.v1.Host.Watch:input_type -> tcmur.host.v1.WatchRequest
+	16, // 9: tcmur.host.v1.Host.SetLogLevel:input_type -> tcmur.host.v1.SetLogLevelRequest
+	3,  // 10: tcmur.host.v1.Host.Load:output_type -> tcmur.host.v1.LoadReply
+	5,  // 11: tcmur.host.v1.Host.CheckConfig:output_type -> tcmur.host.v1.CheckConfigReply
+	7,  // 12: tcmur.host.v1.Host.Open:output_type -> tcmur.host.v1.OpenReply
+	9,  // 13: tcmur.host.v1.Host.Close:output_type -> tcmur.host.v1.CloseReply
+	11, // 14: tcmur.host.v1.Host.Resize:output_type -> tcmur.host.v1.ResizeReply
+	13, // 15: tcmur.host.v1.Host.Seek:output_type -> tcmur.host.v1.SeekReply
+	15, // 16: tcmur.host.v1.Host.Watch:output_type -> tcmur.host.v1.SizeChange
+	17, // 17: tcmur.host.v1.Host.SetLogLevel:output_type -> tcmur.host.v1.SetLogLevelReply
+	10, // [10:18] is the sub-list for method output_type
+	2,  // [2:10] is the sub-list for method input_type
 	2,  // [2:2] is the sub-list for extension type_name
 	2,  // [2:2] is the sub-list for extension extendee
 	0,  // [0:2] is the sub-list for field type_name
@@ -1222,7 +1350,7 @@ func file_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_proto_rawDesc), len(file_host_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

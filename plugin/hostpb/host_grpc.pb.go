@@ -31,6 +31,7 @@ const (
 	Host_Open_FullMethodName        = "/tcmur.host.v1.Host/Open"
 	Host_Close_FullMethodName       = "/tcmur.host.v1.Host/Close"
 	Host_Resize_FullMethodName      = "/tcmur.host.v1.Host/Resize"
+	Host_Seek_FullMethodName        = "/tcmur.host.v1.Host/Seek"
 	Host_Watch_FullMethodName       = "/tcmur.host.v1.Host/Watch"
 	Host_SetLogLevel_FullMethodName = "/tcmur.host.v1.Host/SetLogLevel"
 )
@@ -51,6 +52,8 @@ type HostClient interface {
 	// Resize has the handler change the size of an open device. Requests may run meanwhile; those that reach beyond the
 	// smaller of both sizes may fail. Once it has begun it also ends.
 	Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*ResizeReply, error)
+	// Seek tells where data or a hole begins. EOPNOTSUPP: the handler does not know. ENXIO: there is no data from there on.
+	Seek(ctx context.Context, in *SeekRequest, opts ...grpc.CallOption) (*SeekReply, error)
 	// Watch sends the size of a device whenever the handler has changed it by itself.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SizeChange], error)
 	// SetLogLevel changes the least severe level that handler messages need to be passed on.
@@ -115,6 +118,16 @@ func (c *hostClient) Resize(ctx context.Context, in *ResizeRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *hostClient) Seek(ctx context.Context, in *SeekRequest, opts ...grpc.CallOption) (*SeekReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SeekReply)
+	err := c.cc.Invoke(ctx, Host_Seek_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *hostClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SizeChange], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Host_ServiceDesc.Streams[0], Host_Watch_FullMethodName, cOpts...)
@@ -160,6 +173,8 @@ type HostServer interface {
 	// Resize has the handler change the size of an open device. Requests may run meanwhile; those that reach beyond the
 	// smaller of both sizes may fail. Once it has begun it also ends.
 	Resize(context.Context, *ResizeRequest) (*ResizeReply, error)
+	// Seek tells where data or a hole begins. EOPNOTSUPP: the handler does not know. ENXIO: there is no data from there on.
+	Seek(context.Context, *SeekRequest) (*SeekReply, error)
 	// Watch sends the size of a device whenever the handler has changed it by itself.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[SizeChange]) error
 	// SetLogLevel changes the least severe level that handler messages need to be passed on.
@@ -188,6 +203,9 @@ func (UnimplementedHostServer) Close(context.Context, *CloseRequest) (*CloseRepl
 }
 func (UnimplementedHostServer) Resize(context.Context, *ResizeRequest) (*ResizeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Resize not implemented")
+}
+func (UnimplementedHostServer) Seek(context.Context, *SeekRequest) (*SeekReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Seek not implemented")
 }
 func (UnimplementedHostServer) Watch(*WatchRequest, grpc.ServerStreamingServer[SizeChange]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
@@ -306,6 +324,24 @@ func _Host_Resize_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Host_Seek_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SeekRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServer).Seek(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Host_Seek_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServer).Seek(ctx, req.(*SeekRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Host_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -361,6 +397,10 @@ var Host_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Resize",
 			Handler:    _Host_Resize_Handler,
+		},
+		{
+			MethodName: "Seek",
+			Handler:    _Host_Seek_Handler,
 		},
 		{
 			MethodName: "SetLogLevel",
