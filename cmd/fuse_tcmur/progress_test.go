@@ -33,10 +33,10 @@ func TestProgress(t *testing.T) {
 	}
 	stop()
 	stop()
-	write.Close()
+	_ = write.Close()
 	text := <-shown
-	if !strings.HasPrefix(text, eraseLine+"remove 0: 0 s, ram000: 1.5M not flushed") || !strings.HasSuffix(text, eraseLine) ||
-		strings.Contains(text, "\n") {
+	if !strings.HasPrefix(text, eraseLine+"remove 0: 0 s, ram000: 1.5M not flushed") ||
+		!strings.HasSuffix(text, eraseLine) || strings.Contains(text, "\n") {
 		t.Errorf("shown: %q", text)
 	}
 

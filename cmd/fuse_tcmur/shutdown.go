@@ -196,7 +196,9 @@ func (s *server) cleanUp() {
 	// Its own time limit: the contexts of the work are over by now, and the devices must be flushed all the same.
 	ctx, cancel := context.WithTimeout(context.Background(), s.stopTimeout)
 	defer cancel()
-	stop := showProgress(s.stdout, "flushing and closing", func() string { return describeWork(s.interp.status().Devices) })
+	stop := showProgress(s.stdout, "flushing and closing", func() string {
+		return describeWork(s.interp.status().Devices)
+	})
 	err := s.lib.Shutdown(ctx)
 	stop()
 	if err != nil {
