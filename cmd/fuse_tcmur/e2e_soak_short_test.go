@@ -9,8 +9,8 @@ import "time"
 const (
 	// soakTime is how long TestE2ESoak goes on.
 	soakTime = time.Minute
-	// soakQcow has the handler qcow killed too. It enters a cluster into its tables before it counts the reference: a
-	// death between the two leaves an image in which the cluster is handed out once more.
+	// soakQcow has the handler qcow killed too. It enters a cluster into its tables before it counts the reference; the
+	// host counts what a death in between has left uncounted before it opens the image again.
 	soakQcow = false
 	// rbdOperations is how many random operations an image in a cluster gets.
 	rbdOperations = 1_500
