@@ -44,8 +44,8 @@ func (d *Device) Flush() error {
 	return err
 }
 
-// StartFlush begins a flush, as Flush does it; Commit must follow. It never waits, and declines where the device is being
-// removed, and on a device that is recorded.
+// StartFlush begins a flush, as Flush does it; Commit must follow. It never waits, and declines where the device is
+// being removed, and on a device that is recorded.
 func (d *Device) StartFlush(done Completion) bool { return d.recorder == nil && d.joinFlush(done) }
 
 // joinFlush has done wait for the next flush that begins. False: the device is being removed.
