@@ -15,9 +15,9 @@ import (
 // seekTimeout is how long a handler may take to tell where its data is. Without an answer everything is data.
 const seekTimeout = 2 * time.Second
 
-// SeekData tells where data begins from byte off on or, with hole set, where a hole does, which reads zeroes; the end of
-// the device is one. Where the handler does not know, everything is data. ENXIO: there is no data from there on, or off is
-// at the end or beyond.
+// SeekData tells where data begins from byte off on or, with hole set, where a hole does, which reads zeroes; the end
+// of the device is one. Where the handler does not know, everything is data. ENXIO: there is no data from there on, or
+// off is at the end or beyond.
 func (d *Device) SeekData(off int64, hole bool) (int64, error) {
 	size := d.Size()
 	if off < 0 || off >= size {

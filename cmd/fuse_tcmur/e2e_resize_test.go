@@ -48,7 +48,9 @@ func (b *bed) qemu(path string) *qemuIO {
 // be left in a buffer of qemu-io's.
 func (q *qemuIO) ask(command string) string {
 	q.Helper()
-	fmt.Fprintln(q.in, command)
+	if _, err := fmt.Fprintln(q.in, command); err != nil {
+		q.Fatal(err)
+	}
 	return q.answer()
 }
 
@@ -144,7 +146,7 @@ func TestE2EResize(t *testing.T) {
 			wantAt(t, file, pattern(4096, 1), 0)
 			file.Close()
 			b.run("losetup", "-d", loop)
-			fmt.Fprintln(qemu.in, "quit")
+			_, _ = fmt.Fprintln(qemu.in, "quit")
 		})
 	}
 }
