@@ -5,10 +5,10 @@ package fusetree
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -56,9 +56,8 @@ const (
 const (
 	// maxBatch is how many requests a thread takes before it sees to it that they are being worked on.
 	maxBatch = 32
-	// spinLimit is how long a thread waits for the only request in flight before it goes to sleep: about as long as waking
-	// a thread twice takes.
-	spinLimit = 20 * time.Microsecond
+	// maxBatchBytes is after how much payload it stops to take more.
+	maxBatchBytes = 256 << 10
 	// smallReply is enough room for any reply but those to READ, READDIR and the like, which say how much they need.
 	smallReply = 8192
 )
@@ -224,30 +223,44 @@ func (c *connection) signalIdle() {
 
 func (c *connection) close() { _ = unix.Close(c.fd) }
 
-// dueNodes is the nodes whose Commit is due on a thread.
-type dueNodes []*Node
-
-// add notes that the node has started something.
-func (d *dueNodes) add(n *Node) {
-	for _, have := range *d {
-		if have == n {
-			return
-		}
-	}
-	*d = append(*d, n)
+// batch is what a thread has started since it last waited.
+type batch struct {
+	nodes   []*Node      // whose Commit is due
+	bytes   int          // of payload
+	pending atomic.Int32 // requests that the thread has started, ever, and that have not been completed
 }
 
-// commit tells the nodes to get going with what they were given; with last set, no more comes for now.
-func (d *dueNodes) commit(last bool, spin time.Duration) {
-	for _, n := range *d {
+// add notes that the node has started something.
+func (b *batch) add(n *Node, bytes int) {
+	b.bytes += bytes
+	if !slices.Contains(b.nodes, n) {
+		b.nodes = append(b.nodes, n)
+	}
+}
+
+// begin tells the nodes to get going with what they were given so far. More may follow.
+func (b *batch) begin() {
+	for _, n := range b.nodes {
 		if n.ops.Commit != nil {
-			n.ops.Commit(n, spin)
+			n.ops.Commit(n, nil)
 		}
 	}
-	if last {
-		clear(*d)
-		*d = (*d)[:0]
+}
+
+// commit tells the nodes to get going with what they were given, and that nothing else is there to do.
+func (b *batch) commit() {
+	for i, n := range b.nodes {
+		if n.ops.Commit == nil {
+			continue
+		}
+		if i < len(b.nodes)-1 {
+			n.ops.Commit(n, nil)
+		} else {
+			n.ops.Commit(n, &b.pending)
+		}
 	}
+	clear(b.nodes)
+	b.nodes, b.bytes = b.nodes[:0], 0
 }
 
 // answersAtOnce tells which requests rawFS answers without calling a node, so that the thread they arrive on can wait

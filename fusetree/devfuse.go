@@ -91,7 +91,7 @@ func cloneDescriptor(fd, flags int) (int, error) {
 func (d *deviceReaders) serve() {
 	var threads sync.WaitGroup
 	for i := range d.blocking {
-		threads.Go(func() { d.c.reader(d.blocking[i], d.draining[i]) })
+		threads.Go(func() { (&reader{c: d.c}).serve(d.blocking[i], d.draining[i]) })
 	}
 	threads.Wait()
 }
@@ -140,15 +140,15 @@ func (h *requestHeader) bytes() []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(h)), headerSize)
 }
 
-// batch is what one reader thread has read and started since it last slept.
-type batch struct {
+// reader is one reader thread.
+type reader struct {
+	batch
 	c      *connection
 	header *requestHeader
 	vector [2]unix.Iovec // header, and data or lent
 	data   []byte        // our own memory for what follows the header
 	lent   Buffer        // a node's memory for the same; nil if there is none
 	unused int           // requests since lent was of use
-	due    dueNodes
 }
 
 // result of reading one request.
@@ -161,10 +161,10 @@ const (
 	readEnd                       // the connection is over
 )
 
-// reader is one reader thread.
-func (c *connection) reader(blocking, draining *descriptor) {
+// serve answers requests that come from two descriptors, a blocking one and one that does not block.
+func (b *reader) serve(blocking, draining *descriptor) {
 	runtime.LockOSThread()
-	b := &batch{c: c, header: new(requestHeader), data: make([]byte, c.maxWrite+os.Getpagesize())}
+	b.header, b.data = new(requestHeader), make([]byte, b.c.maxWrite+os.Getpagesize())
 	defer b.dropBuffer()
 	// A page that is used for the first time is allocated while the kernel copies a request there. With little memory
 	// left that may wait for dirty pages, which only this request can write back.
@@ -187,29 +187,34 @@ func (c *connection) reader(blocking, draining *descriptor) {
 		default:
 			continue
 		}
-		if c.inFlight.Load() == 1 {
-			// Nothing to share a doorbell with: rather be there when it is done.
-			b.due.commit(true, spinLimit)
-			continue
-		}
-		// The first request is on its way at once; the others of the batch share a doorbell.
-		b.due.commit(false, 0)
 		ended := false
-		for range maxBatch {
-			r := b.read(draining, false)
-			if ended = r == readEnd; ended || r == readNothing {
-				break
-			}
+		if b.c.inFlight.Load() > 1 {
+			ended = b.drain(draining)
 		}
-		b.due.commit(true, 0)
+		b.commit()
 		if ended {
 			return
 		}
 	}
 }
 
+// drain takes what is there, and reports whether the connection is over.
+func (b *reader) drain(from *descriptor) (ended bool) {
+	// The first request is on its way at once; the others of the batch share a doorbell.
+	b.begin()
+	for n := 0; n < maxBatch && b.bytes < maxBatchBytes; n++ {
+		switch b.read(from, false) {
+		case readEnd:
+			return true
+		case readNothing:
+			return false
+		}
+	}
+	return false
+}
+
 // read reads one request and deals with it. Only a read that may wait goes through the scheduler.
-func (b *batch) read(from *descriptor, wait bool) readResult {
+func (b *reader) read(from *descriptor, wait bool) readResult {
 	var n uintptr
 	var errno syscall.Errno
 	if wait {
@@ -240,8 +245,7 @@ func (b *batch) read(from *descriptor, wait bool) readResult {
 	}
 	payload := max(0, int(n)-headerSize)
 	if int(n) >= headerSize || h.Opcode == opFsync && int(n) >= fsyncSize {
-		if node, taken := b.c.startIO(from, &h.InHeader, &h.io, data[:payload], b.lent); taken {
-			b.due.add(node)
+		if node, taken := b.c.startIO(&b.batch, from, &h.InHeader, &h.io, data[:payload], b.lent); taken {
 			b.chooseBuffer(node, payload)
 			return readIO
 		}
@@ -253,7 +257,7 @@ func (b *batch) read(from *descriptor, wait bool) readResult {
 
 // chooseBuffer decides where the payload of the next request is read to, after one with size bytes of payload went to
 // the node (nil if it went elsewhere): large writes tend to be followed by others to the same node.
-func (b *batch) chooseBuffer(n *Node, size int) {
+func (b *reader) chooseBuffer(n *Node, size int) {
 	if b.lent != nil {
 		taken := b.lent.Bytes() == nil
 		b.unused++
@@ -274,7 +278,7 @@ func (b *batch) chooseBuffer(n *Node, size int) {
 }
 
 // dropBuffer goes back to memory of our own.
-func (b *batch) dropBuffer() {
+func (b *reader) dropBuffer() {
 	if b.lent != nil {
 		b.lent.Release()
 		b.lent = nil
@@ -284,7 +288,7 @@ func (b *batch) dropBuffer() {
 }
 
 // dispatch answers a request through go-fuse: here and now, or from a goroutine with a copy.
-func (b *batch) dispatch(from *descriptor, n int, data []byte) {
+func (b *reader) dispatch(from *descriptor, n int, data []byte) {
 	c, h := b.c, b.header
 	in := [][]byte{h.bytes()[:min(n, headerSize)], data[:max(0, n-headerSize)]}
 	room := smallReply

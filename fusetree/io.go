@@ -40,6 +40,7 @@ type IO struct {
 	Buffer Buffer
 
 	conn   *connection
+	batch  *batch // it was started in
 	origin origin
 	unique uint64
 	// What the reply is gathered from; here, and not on a stack, so that it costs no allocation.
@@ -85,7 +86,7 @@ func (r *IO) Complete(data []byte, n int, err error) {
 // payload is the data of a WRITE. It returns the node whose Commit has to follow, nil if there is none; taken is false
 // when the request must go the slow way.
 func (c *connection) startIO(
-	from origin, in *fuse.InHeader, arg *ioArgument, payload []byte, buf Buffer,
+	b *batch, from origin, in *fuse.InHeader, arg *ioArgument, payload []byte, buf Buffer,
 ) (n *Node, taken bool) {
 	var kind IOKind
 	switch in.Opcode {
@@ -102,7 +103,7 @@ func (c *connection) startIO(
 		return nil, false
 	}
 	r := c.get()
-	r.File, r.origin, r.unique, r.Kind = f, from, in.Unique, kind
+	r.File, r.batch, r.origin, r.unique, r.Kind = f, b, from, in.Unique, kind
 	switch kind {
 	case Read:
 		r.Offset, r.Size = int64(arg.offset), int(arg.size)
@@ -113,10 +114,13 @@ func (c *connection) startIO(
 	case Fsync:
 		r.Offset, r.Size = 0, 0
 	}
+	b.pending.Add(1)
+	size := r.Size
 	if !f.Node.ops.Start(r) {
 		c.put(r)
 		return nil, false
 	}
+	b.add(f.Node, size)
 	return f.Node, true
 }
 
@@ -131,9 +135,11 @@ func (c *connection) get() *IO {
 }
 
 func (c *connection) put(r *IO) {
-	r.File, r.Payload, r.Buffer, r.origin = nil, nil, nil, nil
+	b := r.batch
+	r.File, r.Payload, r.Buffer, r.origin, r.batch = nil, nil, nil, nil, nil
 	r.vector[1].Base = nil
 	c.free.Put(r)
+	b.pending.Add(-1)
 	if c.inFlight.Add(-1) == 0 && c.closing.Load() {
 		c.signalIdle()
 	}

@@ -4,8 +4,8 @@ package fusetree
 
 import (
 	"errors"
+	"sync/atomic"
 	"syscall"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
@@ -52,8 +52,9 @@ type Ops struct {
 	Buffer func() Buffer
 
 	// Commit follows one or more calls of Start for the node, on the same thread: what was held back must get going. With
-	// spin above 0 the one request in flight is of this node, and Commit may wait so long for its end.
-	Commit func(n *Node, spin time.Duration)
+	// pending not nil this thread has nothing to do before some requests have come to their end: so many of those that it
+	// has started. Commit may see to that, or wait for it, as long as this takes no longer than some wake-ups would.
+	Commit func(n *Node, pending *atomic.Int32)
 
 	// Fallocate is called for fallocate(2) on a file that is open for writing, with its mode. The kernel lets through
 	// only the flags FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE and FALLOC_FL_ZERO_RANGE, and 0. It has written back what

@@ -61,7 +61,7 @@ func (m *fastMemory) start(r *IO) bool {
 	return true
 }
 
-func (m *fastMemory) commit(n *Node, _ time.Duration) {
+func (m *fastMemory) commit(n *Node, _ *atomic.Int32) {
 	if n != m.node {
 		panic("Commit of another node")
 	}

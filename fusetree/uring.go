@@ -12,7 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -193,7 +192,7 @@ type ringThread struct {
 	room    int      // bytes of an entry's payload
 	most    int      // entries of a queue
 	live    int      // entries that are the kernel's or ours, and not lost
-	due     dueNodes
+	batch   batch
 
 	done   atomic.Pointer[ringEntry] // entries with a reply to commit, the last first
 	asleep atomic.Bool               // or about to be: who sets it to false has to wake the thread
@@ -388,18 +387,14 @@ func (t *ringThread) takeRequests() {
 		}
 		if t.takeRequest(e) {
 			if started++; started == 1 && t.c.inFlight.Load() > 1 {
-				t.due.commit(false, 0)
+				t.batch.begin()
 			}
 		}
 	}
 	if started == 0 {
 		return
 	}
-	var spin time.Duration
-	if t.c.inFlight.Load() == 1 {
-		spin = spinLimit
-	}
-	t.due.commit(true, spin)
+	t.batch.commit()
 }
 
 // takeRequest begins one request, and reports whether that has made a node's Commit due.
@@ -411,8 +406,7 @@ func (t *ringThread) takeRequest(e *ringEntry) bool {
 	}
 	h := e.header()
 	if _, payload, err := e.request(); err == nil {
-		if node, taken := t.c.startIO(e, h, e.argument(), payload, nil); taken {
-			t.due.add(node)
+		if _, taken := t.c.startIO(&t.batch, e, h, e.argument(), payload, nil); taken {
 			return true
 		}
 	}

@@ -37,7 +37,7 @@ func (d *Device) Flush() error {
 		waits.Put(w)
 		return control.Failf(syscall.ENODEV, "device %s was removed", d.name)
 	}
-	d.Commit(0)
+	d.Commit(nil)
 	<-w.done
 	err := w.err
 	waits.Put(w)
@@ -87,7 +87,7 @@ func (d *Device) flushFor(waiters []Completion) {
 	c := r.Channel()
 	s.record = d.recorder.begin(shared.OpFlush)
 	d.issue(r, 0, false, s)
-	c.Kick(0)
+	c.Kick(nil)
 }
 
 // Complete implements Completion.

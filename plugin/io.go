@@ -198,7 +198,7 @@ func (d *Device) requestFor(op shared.Op, p []byte, n int, off int64) error {
 	c := r.Channel()
 	at := d.recorder.begin(op)
 	d.issue(r, off, false, w)
-	c.Kick(0)
+	c.Kick(nil)
 	<-w.done
 	err = w.err
 	d.recorder.end(at, op, p, n, off, err)

@@ -167,7 +167,7 @@ func (h *handler) resend(o *op, c *shared.Channel) {
 		return
 	}
 	o.send()
-	c.Kick(0)
+	c.Kick(nil)
 }
 
 // noteProgress records that a request has completed.
@@ -525,7 +525,7 @@ func (h *handler) sendParked(next *host, d *Device) error {
 			return err
 		}
 		o.send()
-		next.channel.Kick(0)
+		next.channel.Kick(nil)
 		<-ended
 		if !next.alive() {
 			h.parkAgain(append(suspects[i+1:], others...))
@@ -538,7 +538,7 @@ func (h *handler) sendParked(next *host, d *Device) error {
 			return err
 		}
 		o.send()
-		next.channel.Kick(0)
+		next.channel.Kick(nil)
 	}
 	return nil
 }

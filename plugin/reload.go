@@ -176,7 +176,7 @@ func (h *handler) drain(ctx context.Context, in *host) error {
 	poll := time.NewTicker(drainPoll)
 	defer poll.Stop()
 	for in.channel.Pending() > 0 {
-		in.channel.Kick(0) // for whoever pushed before the suspension and has not come to it yet
+		in.channel.Kick(nil) // for whoever pushed before the suspension and has not come to it yet
 		select {
 		case <-poll.C:
 		case <-in.abandoned:

@@ -93,7 +93,7 @@ func (d *Device) replay(c *shared.Channel) error {
 	results := make(chan error, replayWindow)
 	underWay := 0
 	drain := func() error {
-		c.Kick(0)
+		c.Kick(nil)
 		var first error
 		for ; underWay > 0; underWay-- {
 			if err := <-results; first == nil {

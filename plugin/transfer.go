@@ -3,7 +3,7 @@
 package plugin
 
 import (
-	"time"
+	"sync/atomic"
 
 	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
@@ -113,9 +113,8 @@ func (d *Device) StartLanded(l *Landing, n int, off int64, done Completion) bool
 }
 
 // Commit makes sure that the handler's host sees the transfers that were started: once for a batch of them, from the
-// goroutine that started them. With a spin limit above 0 it then waits at most so long for completions and carries them
-// out itself; that pays when the caller's transfer is the only one in flight.
-func (d *Device) Commit(spin time.Duration) {
-	c := d.direct.Load()
-	c.Kick(spin)
+// goroutine that started them. With pending not nil, which is the number of transfers that the caller wants to see the
+// end of, it then carries out completions until pending is 0, as long as they come soon; see shared.Channel.Kick.
+func (d *Device) Commit(pending *atomic.Int32) {
+	d.direct.Load().Kick(pending)
 }

@@ -11,7 +11,7 @@
 // A Channel serves one instance of a host. When that host dies, Abandon ends every request that it had not completed;
 // the next host gets a new Channel.
 //
-// Lock order: reapMu, then sqMu; memMu and waitMu are taken alone. No lock is held while a request's Done runs.
+// Lock order: reapMu, then sqMu; memMu is taken alone. No lock is held while a request's Done runs.
 package shared
 
 import (
@@ -48,7 +48,7 @@ type Channel struct {
 	submit, complete *segment
 	fault            func(error)
 
-	memMu     sync.Mutex
+	memMu     lock
 	arenas    [2]*arena // by Request.direction
 	memory    uint64    // Options.Memory
 	room      uint64    // bytes of payload that may still be handed out
@@ -60,22 +60,24 @@ type Channel struct {
 	out       int       // requests handed out and not yet released
 	closing   bool      // Close was called: the memory goes with the last request and the last Piece
 
-	sqMu     sync.Mutex
+	sqMu     lock
 	sqTail   uint64
-	gone     bool // Abandon was called: nothing is published any more, the segments are not touched any more
-	refusing bool // nothing but what is privileged is published
-	unrung   int  // published since the last doorbell
+	gone     bool         // Abandon was called: nothing is published any more, the segments are not touched any more
+	refusing bool         // nothing but what is privileged is published
+	unrung   atomic.Int32 // published since the last doorbell
 
-	reapMu sync.Mutex
+	reapMu lock
 	cqHead atomic.Uint64 // written under reapMu
 	reaped bool          // Abandon took the last completions
 
-	waitMu sync.Mutex
-	asleep bool // the completion thread sleeps on cq_bell, or is about to
-	// attending counts who will look for completions without being woken; armed says that one of these is yet to do so.
-	attending int
-	armed     atomic.Bool // changes under waitMu
-	freed     bool        // the segments are unmapped, or about to be: nobody may look at them any more
+	// armed says that somebody is counted in cq_waiting as attending who is yet to do so, in Kick.
+	armed atomic.Bool
+	// lookers counts who looks at the rings without holding reapMu or sqMu; freed that the segments are unmapped, or about
+	// to be: nobody may start to look.
+	lookers atomic.Int32
+	freed   atomic.Bool
+	inVain  atomic.Int32 // how often in a row attending for more than a look has not paid
+	lonely  atomic.Int32 // how many requests in a row were sent when nothing else was in flight
 
 	requests [RingEntries]Request // by tag; each belongs to whoever Get gave it to
 
@@ -372,17 +374,14 @@ func (c *Channel) Submit(requests ...*Request) {
 	for _, r := range requests {
 		r.Push()
 	}
-	c.Kick(0)
+	c.Kick(nil)
 }
 
 // Push sends a request without ringing the doorbell: Kick must follow, or the host may never look, nor its answer be
 // seen. Done is called in any case; on an abandoned channel at once, with ErrPeerGone.
 func (r *Request) Push() {
 	c := r.ch
-	if c.sent.Load() == 0 {
-		// Most likely Kick will find it done: no need for the host to wake the completion thread.
-		c.arm()
-	}
+	c.arm() // most likely Kick will find it done: no need for the host to wake the completion thread
 	c.sqMu.Lock()
 	if c.gone || c.refusing && !r.privileged {
 		c.sqMu.Unlock()
@@ -396,33 +395,43 @@ func (r *Request) Push() {
 	} else {
 		r.deadline.Store(0)
 	}
-	c.sent.Add(1)
-	c.publish(r)
-	c.unrung++
+	var flags uint32
+	if c.sent.Add(1) > 1 {
+		c.lonely.Store(0)
+	} else if c.lonely.Add(1) > lonelyRun {
+		flags = flagAlone
+	}
+	c.publish(r, flags)
+	c.unrung.Add(1)
 	c.sqMu.Unlock()
 }
 
-// Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep. With spin above 0
-// it then looks for completions, without sleeping, for at most so long or until there is one, and carries it out: for a
-// caller whose request is the only one in flight, that saves a wake-up.
-func (c *Channel) Kick(spin time.Duration) {
-	c.sqMu.Lock()
+// Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep. With pending not
+// nil it then carries out completions until pending is 0, as long as they come soon (eagerWait): for a caller that has
+// nothing better to do before its own requests are done, of which pending is the number, that saves wake-ups. Where
+// they have not come soon lately it returns at once.
+func (c *Channel) Kick(pending *atomic.Int32) {
 	// publish ended with a sequentially consistent store: either the host's worker sees the entry in its second look, or
-	// this load sees the worker. Under sqMu, because the requests may be complete and released by now, and the lock is
-	// what keeps the segments mapped.
-	if c.unrung > 0 && !c.gone && c.complete.load32(offSQSleepers) > 0 {
-		atomic.AddUint32(c.submit.word32(offSQBell), 1)
-		c.submit.futexWake(offSQBell, c.unrung)
+	// this load sees the worker.
+	if c.unrung.Swap(0) > 0 && c.look() {
+		c.ring()
+		c.lookers.Add(-1)
 	}
-	c.unrung = 0
-	c.sqMu.Unlock()
-	if c.armed.Load() || spin > 0 {
-		c.attend(spin)
+	if c.armed.Load() || pending != nil {
+		c.attend(pending)
+	}
+}
+
+// ring wakes a worker of the host, if one sleeps. For those who may look.
+func (c *Channel) ring() {
+	if c.complete.load32(offSQSleepers) > 0 {
+		c.submit.add32(offSQBell, 1)
+		c.submit.futexWake(offSQBell, 1)
 	}
 }
 
 // publish needs sqMu.
-func (c *Channel) publish(r *Request) {
+func (c *Channel) publish(r *Request, flags uint32) {
 	if r.Op.carriesPayload() && r.Length > r.memLen {
 		panic("shared: request longer than its payload memory")
 	}
@@ -435,6 +444,7 @@ func (c *Channel) publish(r *Request) {
 	s.put64(base+sqeOffset, r.Offset)
 	s.put64(base+sqeLength, r.Length)
 	s.put64(base+sqePayload, r.memOff)
+	s.put32(base+sqeFlags, flags)
 	// Not earlier: whoever takes the completion learns by this that the fields above have been read and are free to
 	// change. What orders the two otherwise goes through the host, out of the sight of Go's memory model.
 	r.inflight.Store(true)
@@ -450,71 +460,136 @@ func (c *Channel) completions() {
 		if c.Reap() > 0 {
 			continue
 		}
-		c.announce(true)
 		bell := c.complete.load32(offCQBell)
+		c.waiting(waitingAsleep)
 		if c.Reap() == 0 && !c.stopping.Load() {
 			c.complete.futexWait(offCQBell, bell)
 		}
-		c.announce(false)
+		c.waiting(-waitingAsleep)
 	}
 }
 
-// announce records that the completion thread goes to sleep or woke up.
-func (c *Channel) announce(asleep bool) {
-	c.waitMu.Lock()
-	c.asleep = asleep
-	c.updateWaiting()
-	c.waitMu.Unlock()
+// look lets the caller look at the rings until it calls lookers.Add(-1); false if they are gone.
+func (c *Channel) look() bool {
+	c.lookers.Add(1)
+	if c.freed.Load() {
+		c.lookers.Add(-1)
+		return false
+	}
+	return true
 }
 
-// updateWaiting tells the host whether it has to ring; it needs waitMu. The store is a full barrier: whoever causes it
-// looks at the ring once more after it.
-func (c *Channel) updateWaiting() {
-	var waiting uint32
-	if c.asleep && c.attending == 0 {
-		waiting = 1
-	}
-	c.submit.store32(offCQWaiting, waiting)
-}
+// waiting changes who is to be woken. It is a full barrier: who has added to it looks at the ring once more.
+func (c *Channel) waiting(delta int32) { c.submit.add32(offCQWaiting, uint32(delta)) }
 
 // arm announces that somebody will attend to the next completion, in Kick, unless that is announced already.
 func (c *Channel) arm() {
-	if c.armed.Load() {
+	if c.armed.Load() || !c.look() {
 		return
 	}
-	c.waitMu.Lock()
-	if !c.freed && !c.armed.Load() {
-		c.attending++
-		c.armed.Store(true)
-		c.updateWaiting()
+	if c.armed.CompareAndSwap(false, true) {
+		c.waiting(waitingAttends)
 	}
-	c.waitMu.Unlock()
+	c.lookers.Add(-1)
 }
 
-// attend looks for completions for at most the given time, ends an announcement, and takes what has come meanwhile.
-func (c *Channel) attend(limit time.Duration) {
-	c.waitMu.Lock()
-	if c.freed {
-		c.waitMu.Unlock()
+const (
+	// eagerWait is how long Kick waits for the next completion, and eagerLimit for all of them: a multiple of what waking
+	// a thread takes.
+	eagerWait  = 100 * time.Microsecond
+	eagerLimit = 400 * time.Microsecond
+	// eagerSpin is how much of it Kick looks for a completion without sleeping, where one request at a time has been in
+	// flight so often.
+	eagerSpin = 20 * time.Microsecond
+	lonelyRun = 8
+	// After eagerTries waits in vain in a row only each eagerProbe-th is made.
+	eagerTries = 4
+	eagerProbe = 64
+)
+
+// attend looks for completions once or, with pending not nil, until it is 0 or no more come, ends an announcement, and
+// takes what has come meanwhile.
+func (c *Channel) attend(pending *atomic.Int32) {
+	if !c.look() {
 		return
 	}
+	defer c.lookers.Add(-1)
 	if !c.armed.Swap(false) {
-		c.attending++
+		c.waiting(waitingAttends)
 	}
-	c.updateWaiting()
-	c.waitMu.Unlock()
+	if pending != nil && pending.Load() > 0 && c.waitPays() {
+		c.await(pending)
+	}
+	c.waiting(-waitingAttends)
+	c.Reap()
+}
 
-	for start := time.Now(); !c.posted() && limit > 0 && time.Since(start) < limit; {
-		for i := 0; i < 16 && !c.posted(); i++ {
-			pause()
+// waitPays guesses, from the waits before, whether the next one will be worth it.
+func (c *Channel) waitPays() bool {
+	n := c.inVain.Load()
+	if n < eagerTries {
+		return true
+	}
+	c.inVain.Add(1)
+	return n%eagerProbe == 0
+}
+
+// await carries out completions until pending is 0, or the next one does not come in time. It is counted in attending.
+func (c *Channel) await(pending *atomic.Int32) {
+	start := time.Now()
+	for spun := false; c.sent.Load() > 0; {
+		mine := pending.Load()
+		n := c.tryReap()
+		if n < 0 {
+			osyield() // the others have it in hand
+			continue
+		}
+		if n > 0 {
+			if n > int(mine-pending.Load()) {
+				c.rouse()
+			}
+			if pending.Load() <= 0 {
+				c.inVain.Store(0)
+				return
+			}
+			continue
+		}
+		if pending.Load() <= 0 {
+			return
+		}
+		if !spun && c.lonely.Load() > lonelyRun {
+			spun = true
+			for begin := time.Now(); !c.posted() && time.Since(begin) < eagerSpin; {
+				for i := 0; i < 16 && !c.posted(); i++ {
+					pause()
+				}
+			}
+			continue
+		}
+		if !c.rest(pending) || time.Since(start) > eagerLimit {
+			c.inVain.Add(1)
+			return
 		}
 	}
+}
 
-	c.waitMu.Lock()
-	c.attending--
-	c.updateWaiting()
-	c.waitMu.Unlock()
-	c.Reap()
+// rest sleeps until the next completion, or until somebody else has ended what pending counts, and reports whether that
+// has come in time.
+func (c *Channel) rest(pending *atomic.Int32) bool {
+	bell := c.complete.load32(offEagerBell)
+	c.waiting(waitingRests)
+	if !c.posted() && pending.Load() > 0 {
+		c.complete.futexRest(offEagerBell, bell, eagerWait)
+	}
+	c.waiting(-waitingRests)
+	return c.posted() || pending.Load() <= 0 || c.complete.load32(offEagerBell) != bell
+}
+
+// rouse wakes those who rest: they may have nothing to wait for any more. For those who may look.
+func (c *Channel) rouse() {
+	if resting := c.submit.load32(offCQWaiting) / waitingRests % 0x8000; resting > 0 {
+		c.complete.futexWake(offEagerBell, int(resting))
+	}
 }
 
 // posted tells, without a lock, whether the next completion is there: a hint.
@@ -525,8 +600,26 @@ func (c *Channel) posted() bool {
 
 // Reap takes every completion that the host has posted, calls Done for each, and returns how many it was.
 func (c *Channel) Reap() int {
-	var buf [32]*Request
 	c.reapMu.Lock()
+	n := c.reapLocked()
+	if n > 0 && c.look() {
+		c.rouse()
+		c.lookers.Add(-1)
+	}
+	return n
+}
+
+// tryReap is Reap that does not wait for another one that is under way: -1.
+func (c *Channel) tryReap() int {
+	if !c.reapMu.TryLock() {
+		return -1
+	}
+	return c.reapLocked()
+}
+
+// reapLocked is Reap; it unlocks reapMu.
+func (c *Channel) reapLocked() int {
+	var buf [32]*Request
 	done := c.reap(buf[:0])
 	if len(done) > 0 {
 		c.ending.Add(1)
@@ -633,14 +726,28 @@ func (c *Channel) Abandon() {
 
 // Tick advances the channel's clock, in which Request.Patience counts, and reports whether a request in flight has run
 // out of patience.
+//
+// It also looks for completions and wakes a worker of the host, once: a handler that has blocked unexpectedly may keep
+// other requests of the batch that it was in from being begun, and their completions from being announced.
 func (c *Channel) Tick() (overdue bool) {
 	now := c.clock.Add(1)
+	c.nudge()
 	for t := range c.requests {
 		if r := &c.requests[t]; r.inflight.Load() && r.overdue(now) {
 			return true
 		}
 	}
 	return false
+}
+
+// nudge makes sure that what is in flight gets on.
+func (c *Channel) nudge() {
+	if c.sent.Load() == 0 {
+		return
+	}
+	c.unrung.Add(1)
+	c.Kick(nil)
+	c.Reap()
 }
 
 func (r *Request) overdue(now int64) bool {
@@ -694,17 +801,10 @@ func (c *Channel) Close() {
 
 // free unmaps the segments. Nobody holds a payload any more; it waits out whoever is still looking at the rings.
 func (c *Channel) free() {
-	c.waitMu.Lock()
-	c.freed = true
-	if c.armed.Swap(false) {
-		c.attending-- // whoever armed it will find it freed
-	}
-	for c.attending > 0 {
-		c.waitMu.Unlock()
+	c.freed.Store(true)
+	for c.lookers.Load() > 0 {
 		runtime.Gosched()
-		c.waitMu.Lock()
 	}
-	c.waitMu.Unlock()
 	c.reapMu.Lock()
 	c.sqMu.Lock()
 	c.submit.unmap()

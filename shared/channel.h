@@ -35,6 +35,9 @@ enum tcmur_op {
 	TCMUR_OP_ZERO = 5,  /* no payload; the range reads back zeroes */
 };
 
+/* Nothing else was in flight when this was sent: what comes next, if anything, comes soon after its completion. */
+#define TCMUR_SQE_ALONE 1u
+
 /* Submission queue entry. Written by the front. */
 struct tcmur_sqe {
 	_Atomic uint64_t seq; /*  0: position + 1 once the rest is valid (release / acquire) */
@@ -45,7 +48,9 @@ struct tcmur_sqe {
 	uint64_t offset;      /* 24: where on the device */
 	uint64_t length;      /* 32: payload operations: at most TCMUR_MAX_PAYLOAD */
 	uint64_t payload;     /* 40: where in the arena; payload + length never exceeds the arena */
-	uint64_t reserved[2]; /* 48: 0 */
+	uint32_t flags;       /* 48: TCMUR_SQE_* */
+	uint32_t reserved0;   /* 52: 0 */
+	uint64_t reserved1;   /* 56: 0 */
 };
 
 /* Completion queue entry. Written by the host. */
@@ -58,6 +63,32 @@ struct tcmur_cqe {
 	uint64_t handler_ns;  /* 24: how long the handler had the request, in nanoseconds; 0: not measured */
 };
 
+/*
+ * cq_waiting is a sum. Threads that attend to completions take them soon without being woken, except for those of them
+ * that rest: they sleep on cq_eager_bell, or are about to. When nobody attends, the completion thread has to be woken if
+ * it is asleep on cq_bell, or about to be.
+ */
+#define TCMUR_WAITING_ASLEEP 1u        /* the completion thread, of which there is one */
+#define TCMUR_WAITING_RESTS 2u         /* each thread that rests */
+#define TCMUR_WAITING_ATTENDS 0x10000u /* each thread that attends, resting or not */
+
+enum tcmur_wake {
+	TCMUR_WAKE_NOBODY,
+	TCMUR_WAKE_EAGER,
+	TCMUR_WAKE_CALM
+};
+
+static inline enum tcmur_wake tcmur_whom_to_wake(uint32_t waiting)
+{
+	uint32_t rest = waiting / TCMUR_WAITING_RESTS % 0x8000;
+
+	if (waiting / TCMUR_WAITING_ATTENDS > rest)
+		return TCMUR_WAKE_NOBODY;
+	if (rest)
+		return TCMUR_WAKE_EAGER;
+	return waiting & TCMUR_WAITING_ASLEEP ? TCMUR_WAKE_CALM : TCMUR_WAKE_NOBODY;
+}
+
 /* Head of the submit segment. Written by the front. */
 struct tcmur_submit {
 	uint32_t magic;               /*   0: TCMUR_CHANNEL_MAGIC */
@@ -67,7 +98,7 @@ struct tcmur_submit {
 	uint8_t pad0[40];
 	_Atomic uint32_t sq_bell; /*  64: futex: changed by the front before it wakes sleeping workers */
 	uint8_t pad1[60];
-	_Atomic uint32_t cq_waiting; /* 128: futex waiter flag: 1 while the front sleeps, or is about to, on cq_bell */
+	_Atomic uint32_t cq_waiting; /* 128: who waits for completions, and how: tcmur_whom_to_wake() */
 	uint8_t pad2[4096 - 132];
 	struct tcmur_sqe sq[TCMUR_RING_ENTRIES]; /* 4096 */
 };
@@ -75,8 +106,9 @@ struct tcmur_submit {
 /* Head of the complete segment. Written by the host. */
 struct tcmur_complete {
 	uint8_t pad0[64];
-	_Atomic uint32_t cq_bell; /*  64: futex: changed by the host before it wakes the front */
-	uint8_t pad1[60];
+	_Atomic uint32_t cq_bell;       /*  64: futex: changed by the host before it wakes the front */
+	_Atomic uint32_t cq_eager_bell; /*  68: the same, for eager waiters */
+	uint8_t pad1[56];
 	_Atomic uint32_t sq_sleepers; /* 128: workers asleep, or about to be, on sq_bell */
 	uint8_t pad2[60];
 	uint8_t robust[64]; /* 192: reserved for a robust mutex that a host thread holds for life */

@@ -29,9 +29,17 @@ const (
 	offCQWaiting         = 128
 )
 
+// Summands of cq_waiting.
+const (
+	waitingAsleep  = 1
+	waitingRests   = 2
+	waitingAttends = 0x10000
+)
+
 // Offsets in the head of the complete segment. Written by the host.
 const (
 	offCQBell     = 64
+	offEagerBell  = 68
 	offSQSleepers = 128
 	offRobust     = 192
 )
@@ -46,7 +54,11 @@ const (
 	sqeOffset  = 24
 	sqeLength  = 32
 	sqePayload = 40
+	sqeFlags   = 48
 )
+
+// flagAlone in sqeFlags: nothing else was in flight when the request was sent.
+const flagAlone = 1
 
 // Offsets in a completion queue entry.
 const (

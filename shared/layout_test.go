@@ -55,6 +55,12 @@ func TestLayoutMatchesHeader(t *testing.T) {
 		{"offsetof(struct tcmur_cqe, sts)", cqeSTS},
 		{"offsetof(struct tcmur_cqe, error)", cqeError},
 		{"offsetof(struct tcmur_cqe, handler_ns)", cqeNanos},
+		{"offsetof(struct tcmur_sqe, flags)", sqeFlags},
+		{"TCMUR_SQE_ALONE", flagAlone},
+		{"offsetof(struct tcmur_complete, cq_eager_bell)", offEagerBell},
+		{"TCMUR_WAITING_ASLEEP", waitingAsleep},
+		{"TCMUR_WAITING_RESTS", waitingRests},
+		{"TCMUR_WAITING_ATTENDS", waitingAttends},
 	}
 	var src strings.Builder
 	src.WriteString("#include <stdio.h>\n#include \"channel.h\"\nint main(void) {\n")

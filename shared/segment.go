@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -82,6 +83,7 @@ func (s *segment) word64(off int) *uint64 {
 
 func (s *segment) load32(off int) uint32     { return atomic.LoadUint32(s.word32(off)) }
 func (s *segment) load64(off int) uint64     { return atomic.LoadUint64(s.word64(off)) }
+func (s *segment) add32(off int, d uint32)   { atomic.AddUint32(s.word32(off), d) }
 func (s *segment) store32(off int, v uint32) { atomic.StoreUint32(s.word32(off), v) }
 func (s *segment) store64(off int, v uint64) { atomic.StoreUint64(s.word64(off), v) }
 
@@ -97,10 +99,21 @@ func (s *segment) futexWait(off int, want uint32) {
 	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(s.word32(off))), futexWait, uintptr(want), 0, 0, 0)
 }
 
+// futexRest is futexWait for at most the given time, which must be short: the scheduler does not learn of it, which
+// makes it cheap.
+func (s *segment) futexRest(off int, want uint32, limit time.Duration) {
+	timeout := unix.NsecToTimespec(int64(limit))
+	_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(s.word32(off))), futexWait, uintptr(want),
+		uintptr(unsafe.Pointer(&timeout)), 0, 0)
+}
+
 // futexWake wakes at most n sleepers of the word. It never blocks, so it does without the scheduler's bookkeeping.
 func (s *segment) futexWake(off int, n int) {
 	_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(s.word32(off))), futexWake, uintptr(n), 0, 0, 0)
 }
+
+// osyield lets another thread run on this processor.
+func osyield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // Operations of futex(2), in the form that works between processes.
 const (

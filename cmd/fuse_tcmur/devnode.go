@@ -4,8 +4,8 @@ package main
 
 import (
 	"context"
+	"sync/atomic"
 	"syscall"
-	"time"
 
 	"github.com/fuse-tcmur/fuse_tcmur/fusetree"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin"
@@ -38,7 +38,7 @@ type device interface {
 	Landing() *plugin.Landing
 	StartLanded(landing *plugin.Landing, n int, off int64, done plugin.Completion) bool
 	StartFlush(done plugin.Completion) bool
-	Commit(spin time.Duration)
+	Commit(pending *atomic.Int32)
 	Flush() error
 	FlushFailures() uint64
 	Discard(off, n int64) error
@@ -130,7 +130,7 @@ func (n *deviceNode) buffer() fusetree.Buffer {
 	return nil
 }
 
-func (n *deviceNode) commit(_ *fusetree.Node, spin time.Duration) { n.device.Commit(spin) }
+func (n *deviceNode) commit(_ *fusetree.Node, pending *atomic.Int32) { n.device.Commit(pending) }
 
 func (n *deviceNode) read(_ *fusetree.File, p []byte, off int64) (int, error) {
 	return n.device.ReadAt(p, off)

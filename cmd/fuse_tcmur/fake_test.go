@@ -11,9 +11,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -239,7 +239,7 @@ func (d *fakeDevice) StartRead(int, int64, plugin.Completion) bool     { return 
 func (d *fakeDevice) StartWrite([]byte, int64, plugin.Completion) bool { return false }
 func (d *fakeDevice) Landing() *plugin.Landing                         { return nil }
 func (d *fakeDevice) StartFlush(plugin.Completion) bool                { return false }
-func (d *fakeDevice) Commit(time.Duration)                             {}
+func (d *fakeDevice) Commit(*atomic.Int32)                             {}
 
 func (d *fakeDevice) StartLanded(*plugin.Landing, int, int64, plugin.Completion) bool { return false }
 

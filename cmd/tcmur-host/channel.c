@@ -122,6 +122,7 @@ bool channel_pop(struct submission *sub)
 		sub->offset = __atomic_load_n(&e->offset, __ATOMIC_RELAXED);
 		sub->length = __atomic_load_n(&e->length, __ATOMIC_RELAXED);
 		sub->payload = __atomic_load_n(&e->payload, __ATOMIC_RELAXED);
+		sub->flags = __atomic_load_n(&e->flags, __ATOMIC_RELAXED);
 		/*
 		 * Claim. While head has not moved the entry's request has not completed, so the front has not written
 		 * to it, and the copy is whole. Release keeps the loads above before the claim.
@@ -132,17 +133,52 @@ bool channel_pop(struct submission *sub)
 	}
 }
 
-bool channel_pending(void)
+bool channel_pending(unsigned int behind)
 {
-	uint64_t head = atomic_load_explicit(&sq_head, memory_order_relaxed);
+	uint64_t position = atomic_load_explicit(&sq_head, memory_order_relaxed) + behind;
 
-	return __atomic_load_n((const uint64_t *)&entry_at(head)->seq, __ATOMIC_ACQUIRE) == head + 1;
+	return __atomic_load_n((const uint64_t *)&entry_at(position)->seq, __ATOMIC_ACQUIRE) == position + 1;
 }
 
 /* Not FUTEX_PRIVATE_FLAG: the other side is another process. */
 static long futex(const void *word, int op, uint32_t value)
 {
 	return syscall(SYS_futex, word, op, value, NULL, NULL, 0);
+}
+
+/* Of this thread: whether it rings later, and completions that it has posted since it last rang. */
+static _Thread_local bool bell_deferred;
+static _Thread_local unsigned int unrung;
+
+/* Completions that share a bell at most: the front has work to do meanwhile. */
+#define BELL_BATCH 8
+
+void channel_ring(void)
+{
+	_Atomic uint32_t *bell = &complete->cq_bell;
+
+	if (!unrung)
+		return;
+	unrung = 0;
+	atomic_thread_fence(memory_order_seq_cst);
+	switch (tcmur_whom_to_wake(__atomic_load_n((const uint32_t *)&submit->cq_waiting, __ATOMIC_RELAXED))) {
+	case TCMUR_WAKE_NOBODY:
+		return;
+	case TCMUR_WAKE_EAGER:
+		bell = &complete->cq_eager_bell;
+		break;
+	case TCMUR_WAKE_CALM:
+		break;
+	}
+	atomic_fetch_add_explicit(bell, 1, memory_order_release);
+	futex(bell, FUTEX_WAKE, 1);
+}
+
+void channel_defer_bell(bool defer)
+{
+	bell_deferred = defer;
+	if (!defer)
+		channel_ring();
 }
 
 void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handler_ns)
@@ -157,11 +193,9 @@ void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handl
 	e->handler_ns = handler_ns;
 	atomic_store_explicit(&e->seq, position + 1, memory_order_release);
 
-	atomic_thread_fence(memory_order_seq_cst);
-	if (__atomic_load_n((const uint32_t *)&submit->cq_waiting, __ATOMIC_RELAXED)) {
-		atomic_fetch_add_explicit(&complete->cq_bell, 1, memory_order_release);
-		futex(&complete->cq_bell, FUTEX_WAKE, 1);
-	}
+	unrung++;
+	if (!bell_deferred || unrung >= BELL_BATCH)
+		channel_ring();
 }
 
 static bool inside(uint64_t at, uint64_t length, uint64_t size)

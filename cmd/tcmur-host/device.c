@@ -286,16 +286,24 @@ void device_completed(struct request *req)
 		reopen_start(dev, opens);
 }
 
-void device_run(struct request *req)
+void device_run(struct request *req, bool timed)
 {
 	struct tcmu_device *dev = req->dev;
 
 	while (req) {
-		enum io_result result = io_run(req);
 		struct request *later = NULL;
+		enum io_result result;
+		struct pace pace;
 		uint32_t opens;
 		bool due;
 
+		if (timed)
+			pace_begin(&pace);
+		result = io_run(req);
+		if (timed) {
+			pace.callouts = 1;
+			pace_end(&pace);
+		}
 		pthread_mutex_lock(&dev->lock);
 		if (result != IO_QUEUED)
 			dev->inside--;

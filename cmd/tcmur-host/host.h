@@ -67,6 +67,7 @@ struct submission {
 	uint64_t offset;
 	uint64_t length;
 	uint64_t payload;
+	uint32_t flags;
 };
 
 /*
@@ -201,8 +202,8 @@ struct tcmu_device {
 struct tcmu_device *device_lookup(uint32_t index); /* NULL: never opened */
 /* The request that the caller has to run now, with device_run(). NULL: it waits for its turn, or was answered. */
 struct request *device_admit(const struct submission *sub);
-/* Serves req and then whatever waits for the device; blocks as long as the handler does. */
-void device_run(struct request *req);
+/* Serves req and then whatever waits for the device; blocks as long as the handler does. timed: see pace.c. */
+void device_run(struct request *req, bool timed);
 /* For a request whose callout the handler has completed: acts on req->then. Any thread may call it. */
 void device_completed(struct request *req);
 /* Has an accepted request, which nobody else looks at, served by a thread of ours as soon as it may. */
@@ -219,14 +220,28 @@ int device_reopen(struct tcmu_device *dev, uint32_t opens, bool quietly, char *e
 
 /* channel.c */
 bool channel_pop(struct submission *sub);
-bool channel_pending(void);
+bool channel_pending(unsigned int behind); /* an entry is there to be popped, and so many before it */
 void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handler_ns);
+/* This thread posts several completions before it wakes the front; channel_ring() must follow before it waits. */
+void channel_defer_bell(bool defer);
+void channel_ring(void); /* what was deferred */
 uint8_t *channel_read_payload(uint64_t at, uint64_t length);  /* NULL: outside the arena */
 uint8_t *channel_write_payload(uint64_t at, uint64_t length); /* the same; memory is read-only */
 void channel_publish_sleepers(uint32_t n);
 uint32_t channel_bell(void);
 void channel_sleep(uint32_t bell);
 bool channel_wake(void); /* wakes one sleeper; false: nobody was asleep yet */
+
+/* pace.c: callouts that one thread makes from pace_begin() to pace_end(); the caller counts them. */
+struct pace {
+	unsigned int callouts;
+	long waits; /* the rest as of pace_begin(): how often the thread has had to wait */
+	uint64_t cpu_ns;
+	uint64_t wall_ns;
+};
+void pace_begin(struct pace *pace);
+void pace_end(const struct pace *pace);
+bool pace_is_quick(void); /* the next callout is expected to be */
 
 /* worker.c */
 void worker_expect(unsigned int callouts); /* that many more callouts may run at once */

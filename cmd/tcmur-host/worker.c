@@ -6,8 +6,14 @@
  * worker that goes into a callout leaves an idle one behind that watches the ring, as long as the pool is smaller than
  * the number of callouts that the devices allow at once, plus one. Workers beyond what is needed just sleep.
  *
- * One idle worker at most watches the ring without sleeping (spins), for a short time after its last request: waking a
- * thread costs more than serving a small request does. While it does, sq_sleepers reads 0, and the front rings no bell.
+ * Where callouts take less time than waking a thread does, that would make everything slower: then a worker serves what
+ * is in the ring by itself, one after another, and rings the front's bell once for several. Should the handler block
+ * after all, the others sleep until the front pushes the next request or, at the latest, until its clock ticks
+ * (Channel.Tick).
+ *
+ * One idle worker at most watches the ring without sleeping (spins), for a short time after a request that was alone in
+ * flight: its client is waiting for it, and waking a thread costs more than serving a small request does. While it does,
+ * sq_sleepers reads 0, and the front rings no bell. At depth the CPU is better left to others.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -16,6 +22,10 @@
 
 #define WORKERS_MAX 1024u
 #define SPIN_STEPS 32 /* looks at the ring between two looks at the clock */
+/* Watching in vain so often in a row makes it the exception: only each SPIN_PROBE-th time, until it has paid again. */
+#define SPIN_TRIES 8
+#define SPIN_PROBE 16
+#define QUICK_BACKLOG 16 /* so many requests in the ring are worth another worker even where callouts are quick */
 
 static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned int sleeping;     /* guarded by idle_lock: workers asleep on the bell, or about to be */
@@ -25,7 +35,7 @@ static unsigned int expected = 1; /* guarded by idle_lock: callouts at a time, p
 static _Atomic unsigned int idle; /* sleeping + spinning; changed under idle_lock, read without */
 
 static _Atomic unsigned int spin_limit_ns;
-static _Atomic unsigned int spin_now_ns; /* shorter than the limit while watching has not paid lately */
+static _Atomic unsigned int spins_in_vain; /* in a row */
 
 void worker_set_spin(unsigned int microseconds)
 {
@@ -37,7 +47,6 @@ void worker_set_spin(unsigned int microseconds)
 	if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0 && CPU_COUNT(&cpus) < 2)
 		microseconds = 0;
 	atomic_store(&spin_limit_ns, microseconds * 1000);
-	atomic_store(&spin_now_ns, microseconds * 1000);
 }
 
 /* idle_lock is held. */
@@ -59,12 +68,18 @@ static inline void cpu_relax(void)
 static bool spin(struct submission *sub)
 {
 	unsigned int limit = atomic_load_explicit(&spin_limit_ns, memory_order_relaxed);
-	unsigned int budget;
+	unsigned int in_vain = atomic_load_explicit(&spins_in_vain, memory_order_relaxed);
 	uint64_t start;
 	bool found = false;
 
 	if (!limit)
 		return false;
+	if (in_vain >= SPIN_TRIES) {
+		atomic_store_explicit(&spins_in_vain, in_vain + 1, memory_order_relaxed);
+		if (in_vain % SPIN_PROBE)
+			return false;
+		limit *= 4; /* the next request comes sooner when nobody has to be woken for it any more */
+	}
 	pthread_mutex_lock(&idle_lock);
 	if (spinning) {
 		pthread_mutex_unlock(&idle_lock);
@@ -74,7 +89,6 @@ static bool spin(struct submission *sub)
 	publish();
 	pthread_mutex_unlock(&idle_lock);
 
-	budget = atomic_load_explicit(&spin_now_ns, memory_order_relaxed);
 	start = clock_ns();
 	do {
 		for (int i = 0; i < SPIN_STEPS && !found; i++) {
@@ -82,10 +96,12 @@ static bool spin(struct submission *sub)
 			if (!found)
 				cpu_relax();
 		}
-	} while (!found && clock_ns() - start < budget);
+	} while (!found && clock_ns() - start < limit);
 
-	budget = found ? limit : budget / 2;
-	atomic_store_explicit(&spin_now_ns, budget < limit / 16 ? limit / 16 : budget, memory_order_relaxed);
+	if (found)
+		atomic_store_explicit(&spins_in_vain, 0, memory_order_relaxed);
+	else if (in_vain < SPIN_TRIES)
+		atomic_store_explicit(&spins_in_vain, in_vain + 1, memory_order_relaxed);
 
 	pthread_mutex_lock(&idle_lock);
 	spinning = false;
@@ -120,9 +136,10 @@ static bool sleep_on_bell(struct submission *sub)
 static void *worker_main(void *arg);
 
 /*
- * Called by a worker that has work: somebody else has to see to the rest of the ring, now and while this one is busy.
+ * Called by a worker that has work: somebody else has to see to the rest of the ring, now and while this one is busy, if
+ * there is more in it than the given number of requests.
  */
-static void pass_the_watch(void)
+static void pass_the_watch(unsigned int behind)
 {
 	bool start = false;
 
@@ -147,7 +164,7 @@ static void pass_the_watch(void)
 	 * early: it will be asleep in a moment.
 	 */
 	atomic_thread_fence(memory_order_seq_cst);
-	while (channel_pending()) {
+	while (channel_pending(behind)) {
 		bool anybody;
 
 		pthread_mutex_lock(&idle_lock);
@@ -163,16 +180,34 @@ static void *worker_main(void *arg)
 {
 	struct submission sub;
 	struct request *req;
+	struct pace batch = { 0 };
+	bool alone = true, quick = false;
 
 	(void)arg;
 	crash_thread_start();
+	channel_defer_bell(true);
 	for (;;) {
-		if (!channel_pop(&sub) && !spin(&sub) && !sleep_on_bell(&sub))
-			continue;
-		pass_the_watch();
+		if (!channel_pop(&sub)) {
+			channel_ring();
+			if (quick)
+				pace_end(&batch);
+			while (!(alone && spin(&sub)) && !sleep_on_bell(&sub) && !channel_pop(&sub))
+				;
+			quick = pace_is_quick();
+			if (quick)
+				pace_begin(&batch);
+		}
+		alone = sub.flags & TCMUR_SQE_ALONE;
+		if (quick) {
+			pass_the_watch(QUICK_BACKLOG);
+		} else {
+			channel_ring();
+			pass_the_watch(0);
+		}
 		req = device_admit(&sub);
 		if (req)
-			device_run(req);
+			device_run(req, !quick);
+		batch.callouts++;
 	}
 	return NULL;
 }
@@ -232,7 +267,7 @@ static void *follow_main(void *arg)
 			follow_tail = NULL;
 		follow_queued--;
 		pthread_mutex_unlock(&follow_lock);
-		device_run(req);
+		device_run(req, false);
 		pthread_mutex_lock(&follow_lock);
 	}
 	return NULL;
