@@ -224,7 +224,7 @@ bool channel_pending(unsigned int behind); /* an entry is there to be popped, an
 void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handler_ns);
 /* This thread posts several completions before it wakes the front; channel_ring() must follow before it waits. */
 void channel_defer_bell(bool defer);
-void channel_ring(void); /* what was deferred */
+void channel_ring(void);                                      /* what was deferred */
 uint8_t *channel_read_payload(uint64_t at, uint64_t length);  /* NULL: outside the arena */
 uint8_t *channel_write_payload(uint64_t at, uint64_t length); /* the same; memory is read-only */
 void channel_publish_sleepers(uint32_t n);
