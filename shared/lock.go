@@ -8,8 +8,8 @@ import (
 )
 
 // lock is a mutual exclusion lock for sections of well below a microsecond on threads that goroutines are locked to.
-// For those a [sync.Mutex] is slow where it has to wait: parking and resuming such a goroutine takes several switches of
-// threads, far longer than the wait. The zero value is unlocked.
+// For those a [sync.Mutex] is slow where it has to wait: parking and resuming such a goroutine takes several switches
+// of threads, far longer than the wait. The zero value is unlocked.
 type lock struct{ held atomic.Bool }
 
 const (
