@@ -368,12 +368,30 @@ type rig struct {
 	tree   *fakeTree
 	front  *front
 	interp *interpreter
-	log    *bytes.Buffer
+	log    *logText
+}
+
+// logText is a log that can be read while it is written.
+type logText struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{lib: newFakeLibrary(), tree: newFakeTree(t), log: &bytes.Buffer{}}
+	r := &rig{lib: newFakeLibrary(), tree: newFakeTree(t), log: &logText{}}
 	log := hclog.New(&hclog.LoggerOptions{Output: r.log, Level: hclog.Trace})
 	// An empty /proc and /sys: nobody holds anything, nothing is mounted.
 	dirs := systemDirs{proc: t.TempDir(), sys: t.TempDir()}
