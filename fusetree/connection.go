@@ -225,9 +225,9 @@ func (c *connection) close() { _ = unix.Close(c.fd) }
 
 // batch is what a thread has started since it last waited.
 type batch struct {
-	nodes   []*Node      // whose Commit is due
-	bytes   int          // of payload
-	pending atomic.Int32 // requests that the thread has started, ever, and that have not been completed
+	nodes   []*Node       // whose Commit is due
+	bytes   int           // of payload
+	pending *atomic.Int32 // requests of it that have not been completed; nil if it has none yet
 }
 
 // add notes that the node has started something.
@@ -256,8 +256,11 @@ func (b *batch) commit() {
 		if i < len(b.nodes)-1 {
 			n.ops.Commit(n, nil)
 		} else {
-			n.ops.Commit(n, &b.pending)
+			n.ops.Commit(n, b.pending)
 		}
+	}
+	if b.pending != nil && b.pending.Load() > 0 {
+		b.pending = nil // they take their time, which must not matter to the next batch
 	}
 	clear(b.nodes)
 	b.nodes, b.bytes = b.nodes[:0], 0

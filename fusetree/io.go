@@ -5,6 +5,7 @@ package fusetree
 import (
 	"errors"
 	"io"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -39,10 +40,10 @@ type IO struct {
 	// it.
 	Buffer Buffer
 
-	conn   *connection
-	batch  *batch // it was started in
-	origin origin
-	unique uint64
+	conn    *connection
+	pending *atomic.Int32 // of the batch it was started in
+	origin  origin
+	unique  uint64
 	// What the reply is gathered from; here, and not on a stack, so that it costs no allocation.
 	header replyHeader
 	vector [2]unix.Iovec
@@ -103,7 +104,10 @@ func (c *connection) startIO(
 		return nil, false
 	}
 	r := c.get()
-	r.File, r.batch, r.origin, r.unique, r.Kind = f, b, from, in.Unique, kind
+	if b.pending == nil {
+		b.pending = new(atomic.Int32)
+	}
+	r.File, r.pending, r.origin, r.unique, r.Kind = f, b.pending, from, in.Unique, kind
 	switch kind {
 	case Read:
 		r.Offset, r.Size = int64(arg.offset), int(arg.size)
@@ -135,11 +139,11 @@ func (c *connection) get() *IO {
 }
 
 func (c *connection) put(r *IO) {
-	b := r.batch
-	r.File, r.Payload, r.Buffer, r.origin, r.batch = nil, nil, nil, nil, nil
+	pending := r.pending
+	r.File, r.Payload, r.Buffer, r.origin, r.pending = nil, nil, nil, nil, nil
 	r.vector[1].Base = nil
 	c.free.Put(r)
-	b.pending.Add(-1)
+	pending.Add(-1)
 	if c.inFlight.Add(-1) == 0 && c.closing.Load() {
 		c.signalIdle()
 	}
