@@ -540,7 +540,7 @@ func (c *Channel) await(pending *atomic.Int32) {
 	for spun := false; c.sent.Load() > 0; {
 		mine := pending.Load()
 		n := c.tryReap()
-		if n < 0 {
+		if n < 0 && time.Since(start) < eagerLimit {
 			osyield() // the others have it in hand
 			continue
 		}

@@ -16,8 +16,8 @@
 #define QUICK_NS 10000
 #define CREDIT_QUICK 32 /* from here on the next callouts pass for quick */
 #define CREDIT_MAX 96
-#define LONG_COST 8
-#define WAIT_CREDIT (-256)
+#define LONG_COST 8        /* credit that a callout costs that has taken long without waiting */
+#define WAIT_CREDIT (-256) /* credit after one that has waited, whatever it was before */
 
 /* Each quick callout, of any thread, adds 1. A hint: updates may get lost. */
 static _Atomic int credit;
