@@ -94,8 +94,8 @@ type File struct {
 	Data any
 
 	// DirectIO, when Open sets it, bypasses the page cache for this open file (FOPEN_DIRECT_IO), with concurrent writes
-	// (FOPEN_PARALLEL_DIRECT_WRITES): reads and writes arrive as users issue them, cut at Options.MaxWrite. Such a file
-	// cannot be mapped shared.
+	// (FOPEN_PARALLEL_DIRECT_WRITES): reads and writes arrive as users issue them, cut at Options.MaxWrite. Mapping such
+	// a file shared needs Linux 6.6 or later.
 	DirectIO bool
 
 	// KeepCache, when Open sets it, keeps what the page cache holds of the node (FOPEN_KEEP_CACHE). Otherwise each open

@@ -33,8 +33,8 @@ func (t *Tree) serverOptions() *fuse.MountOptions {
 		MaxBackground: t.opts.MaxBackground,
 		MaxWrite:      t.opts.MaxWrite,
 		MaxReadAhead:  maxReadAhead,
-		// Without it direct I/O is one request at a time.
-		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
+		// Without the first direct I/O is one request at a time, without the second DirectIO files have no shared mappings.
+		ExtraCapabilities: fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
 		DisableXAttrs:     true, // raw.go, GetXAttr
 		// Replies come from memory: splice would only copy them into a pipe first.
 		DisableSplice:      true,

@@ -17,6 +17,7 @@ type addArgs struct {
 	config  string // begins with '/'
 	options plugin.DeviceOptions
 	access  nodeAccess
+	cache   cacheMode // "" if it was not given
 	words   []string // of the options, as they were given
 }
 
@@ -28,8 +29,8 @@ type addOption[T any] struct {
 	set     func(options *T, value string) error
 }
 
-// addOptions is the table of those that are for the device, as accessOptions is for its node: the parser, the help and
-// the error messages all read them.
+// addOptions is the table of those that are for the device, as cacheOptions and accessOptions are for its node: the
+// parser, the help and the error messages all read them.
 func addOptions() []addOption[plugin.DeviceOptions] {
 	return []addOption[plugin.DeviceOptions]{
 		{"size", "BYTES", "size of the device, where the handler does not know it", setSize},
@@ -173,6 +174,9 @@ func parseAdd(text string) (addArgs, error) {
 func (a *addArgs) set(word string) error {
 	known, err := setOption(addOptions(), &a.options, word)
 	if !known {
+		known, err = setOption(cacheOptions(), &a.cache, word)
+	}
+	if !known {
 		known, err = setOption(accessOptions(), &a.access, word)
 	}
 	if known {
@@ -207,6 +211,9 @@ func setOption[T any](table []addOption[T], options *T, word string) (known bool
 // eachAddOption tells of every option of "add", in the order of the help.
 func eachAddOption(tell func(key, value, summary string)) {
 	for _, option := range addOptions() {
+		tell(option.key, option.value, option.summary)
+	}
+	for _, option := range cacheOptions() {
 		tell(option.key, option.value, option.summary)
 	}
 	for _, option := range accessOptions() {

@@ -41,6 +41,7 @@ func TestParseAdd(t *testing.T) {
 			access: nodeAccess{mode: 0o640, hasUID: true, gid: 54321, hasGID: true},
 			words:  []string{"mode=0640", "owner=0", "group=54321"},
 		},
+		"8 cache=none /ram/@": {minor: 8, config: "/ram/@", cache: cacheNone, words: []string{"cache=none"}},
 		"7 record=/tmp/r ro /ram/@": {
 			minor: 7, config: "/ram/@", options: plugin.DeviceOptions{Record: "/tmp/r", ReadOnly: true},
 			words: []string{"record=/tmp/r", "ro"},
@@ -90,6 +91,8 @@ func TestParseAddErrors(t *testing.T) {
 		{"0 timeout=-1 /ram/@", syscall.EINVAL, "at most 24h"},
 		{"0 timeout=48h /ram/@", syscall.EINVAL, "at most 24h"},
 		{"0 timeout=NaN /ram/@", syscall.EINVAL, "not a time"},
+		{"0 cache=some /ram/@", syscall.EINVAL, "cache: \"some\": must be one of none, readahead"},
+		{"0 cache=none cache=none /ram/@", syscall.EINVAL, "given twice"},
 		{"0 retain=0 /ram/@", syscall.EINVAL, "retain"},
 	} {
 		_, err := parseAdd(test.text)

@@ -65,18 +65,20 @@ func (f *front) describe(subtype string) (string, error) {
 	slices.SortFunc(nodes, func(a, b *deviceNode) int { return a.device.Minor() - b.device.Minor() })
 	for _, node := range nodes {
 		if node.device.Handler() == subtype {
-			line("device", deviceSummary(node.device))
+			line("device", deviceSummary(node))
 		}
 	}
 	return text.String(), nil
 }
 
 // deviceSummary is a device and its attributes.
-func deviceSummary(d device) string {
+func deviceSummary(node *deviceNode) string {
+	d := node.device
 	a := d.Attributes()
 	words := []string{
 		fmt.Sprintf("%s: %d bytes in blocks of %d", d.Name(), d.Size(), a.BlockSize),
 		fmt.Sprintf("requests of up to %d, aligned to %d", a.MaxXfer, a.Alignment),
+		"cache " + string(node.cache()),
 	}
 	for _, flag := range []struct {
 		set  bool

@@ -61,6 +61,9 @@ type deviceNode struct {
 	busy       busyTime
 }
 
+// cache is what the kernel caches of the device.
+func (n *deviceNode) cache() cacheMode { return n.args.cache.orDefault() }
+
 // ops is the device's side of its node.
 func (n *deviceNode) ops() *fusetree.Ops {
 	return &fusetree.Ops{
@@ -91,11 +94,7 @@ func (n *deviceNode) open(file *fusetree.File) error {
 	state := &openFile{}
 	state.reported.Store(n.device.FlushFailures())
 	file.Data = state
-	// Only this server changes the device, and only at the kernel's request: what the kernel has cached stays true.
-	file.KeepCache = true
-	// Past the page cache there is nothing that the kernel's lock on the file would have to order: without it, direct
-	// writes run side by side.
-	file.DirectIO = file.Flags&syscall.O_DIRECT != 0
+	n.cache().apply(file)
 	return nil
 }
 

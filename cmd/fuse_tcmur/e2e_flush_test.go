@@ -20,16 +20,19 @@ import (
 // recording is a device of the handler "record" (plugin/testdata/record.c) with the file it records its callouts in.
 type recording struct {
 	*front
+	minor  int
 	device string
 	file   string
 	seen   int // lines that news has returned
 }
 
-// record adds a recording device.
-func (f *front) record(minor int) *recording {
+// record adds a recording device with options of add.
+func (f *front) record(minor int, options ...string) *recording {
 	f.Helper()
-	r := &recording{front: f, device: fmt.Sprintf("record%03d", minor), file: filepath.Join(f.TempDir(), "record")}
-	f.must(fmt.Sprintf("add %d /record/%s", minor, r.file))
+	r := &recording{
+		front: f, minor: minor, device: fmt.Sprintf("record%03d", minor), file: filepath.Join(f.TempDir(), "record"),
+	}
+	f.must(fmt.Sprintf("add %d %s /record/%s", minor, strings.Join(options, " "), r.file))
 	return r
 }
 
@@ -87,14 +90,22 @@ func (r *recording) wantFlushes(what string, lines []string, want int) {
 	}
 }
 
-// TestE2EFlush: what users do to make data durable reaches the handler's flush, after the writes it is to cover.
+// TestE2EFlush: what users do to make data durable reaches the handler's flush, after the writes it is to cover,
+// whatever the kernel caches.
 func TestE2EFlush(t *testing.T) {
 	t.Parallel()
-	b := newBed(t, 60*time.Second, "record")
+	b := newBed(t, 120*time.Second, "record")
 	f := b.start()
 	f.must("load record")
-	r := f.record(0)
+	for minor, mode := range cacheModes {
+		f.record(minor, "cache="+mode).wantFlushCalls(mode)
+	}
+}
 
+// wantFlushCalls tries every way to make data durable on a device with a cache mode, and removes it.
+func (r *recording) wantFlushCalls(mode string) {
+	r.Helper()
+	t, f := r.T, r.front
 	write := func(file *os.File, off, n int) error {
 		_, err := file.WriteAt(pattern(n, byte(off)), int64(off))
 		return err
@@ -137,11 +148,11 @@ func TestE2EFlush(t *testing.T) {
 			file := r.open(r.device, os.O_RDWR|tt.flags)
 			r.news()
 			if err := tt.do(file, off, n); err != nil {
-				t.Errorf("%s: %v", tt.name, err)
+				t.Errorf("%s, %s: %v", mode, tt.name, err)
 			}
 			lines := r.news()
 			r.wantFlushed(lines, off, n)
-			r.wantFlushes(tt.name, lines, 1)
+			r.wantFlushes(mode+", "+tt.name, lines, 1)
 			file.Close()
 		}
 	}
@@ -159,7 +170,7 @@ func TestE2EFlush(t *testing.T) {
 		file.Close()
 	}
 
-	f.must("remove 0")
+	f.must(fmt.Sprint("remove ", r.minor))
 	if lines := r.lines(); !slices.Equal(lines[len(lines)-2:], []string{"flush", "close"}) {
 		t.Errorf("remove ended with %v, want a flush and a close", lines[len(lines)-2:])
 	}

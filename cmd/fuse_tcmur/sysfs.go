@@ -29,6 +29,7 @@ func (f *front) showDevice(node *deviceNode) (*branch, error) {
 		{"size", func() string { return line(d.Size() / sectorSize) }},
 		{"ro", func() string { return bit(d.ReadOnly()) }},
 		{"state", func() string { return line(f.deviceState(d)) }},
+		{"cache", func() string { return line(node.cache()) }},
 		{"stat", node.statText},
 		{"inflight", func() string { return inFlightText(d.Stats()) }},
 	})
