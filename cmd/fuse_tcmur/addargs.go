@@ -18,7 +18,7 @@ type addArgs struct {
 	options plugin.DeviceOptions
 	access  nodeAccess
 	cache   cacheMode // "" if it was not given
-	words   []string // of the options, as they were given
+	words   []string  // of the options, as they were given
 }
 
 // addOption is one KEY=VALUE, or KEY alone where value is "", that "add" understands before the config string.

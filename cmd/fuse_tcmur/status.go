@@ -144,7 +144,7 @@ func (n *deviceNode) status(state plugin.HandlerState) deviceStatus {
 	s := deviceStatus{
 		Name: d.Name(), Minor: d.Minor(), Handler: d.Handler(), Config: d.Config(), Options: n.args.words,
 		Size: d.Size(), BlockSize: d.BlockSize(), State: string(state), Since: stats.Since,
-		Cache: string(n.cache()),
+		Cache:     string(n.cache()),
 		OpenCount: n.node.OpenCount(), Operations: map[string]opStatus{},
 		Retained: stats.Retained, RetainedLimit: stats.RetainedLimit, KeptMemory: stats.Memory,
 		Replayed: stats.Replayed, Resent: stats.Resent, ReplayLeft: stats.ReplayLeft, OwnFlushes: stats.OwnFlushes,
