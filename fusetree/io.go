@@ -62,7 +62,8 @@ type replyHeader struct {
 }
 
 // Complete ends the request with the error, or with data for a read, a count n for a write. It must be called
-// exactly once, from any goroutine; data may be reused when it returns, and the IO must not be touched any more. How
+// exactly once, from any goroutine; data may be reused when it returns, and the IO must not be touched any more. Where
+// reading data faults, as memory mapped beyond the end of a file does, the request fails with EIO. How
 // errors reach the user is as for Ops.Read and Ops.Write, but an error is reported even where n is not 0.
 func (r *IO) Complete(data []byte, n int, err error) {
 	c := r.conn

@@ -5,6 +5,7 @@ package fusetree
 import (
 	"fmt"
 	"os"
+	"runtime/debug"
 	"syscall"
 	"unsafe"
 
@@ -79,12 +80,30 @@ func (e *ringEntry) request() (in [][]byte, payload []byte, err error) {
 
 // reply implements origin.
 func (e *ringEntry) reply(r *IO, data []byte) {
-	size := copy(e.payload, data)
+	size, err := copyData(e.payload, data)
+	if err != nil {
+		r.header.Status = -int32(syscall.EIO)
+	}
 	if int(r.header.Length) > outHeaderSize && r.Kind == Write {
 		*(*fuse.WriteOut)(unsafe.Pointer(&e.payload[0])) = r.header.written
 		size = int(unsafe.Sizeof(r.header.written))
 	}
 	e.finish(r.header.OutHeader, size)
+}
+
+// copyData copies data that may be in memory of somebody else's, who may take it away: EFAULT.
+func copyData(to, data []byte) (n int, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		switch fault := recover().(type) {
+		case nil:
+		case interface{ Addr() uintptr }: // of runtime.Error for a fault
+			n, err = 0, syscall.EFAULT
+		default:
+			panic(fault)
+		}
+	}()
+	return copy(to, data), nil
 }
 
 // finish makes the reply ready, of whose payload so many bytes are in place.

@@ -148,6 +148,40 @@ func TestStartConcurrently(t *testing.T) {
 	group.Wait()
 }
 
+// TestDataThatFaults: the data of a read may be gone when it is to be sent, as mapped beyond the end of a file. That
+// request fails, and nothing else.
+func TestDataThatFaults(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Options{})
+	const size = 1 << 20
+	fd := must(unix.MemfdCreate("faults", unix.MFD_CLOEXEC))(t)
+	defer func() { ok(t, "close", unix.Close(fd)) }()
+	ok(t, "ftruncate", unix.Ftruncate(fd, size/2))
+	data := must(unix.Mmap(fd, 0, size, unix.PROT_READ, unix.MAP_SHARED))(t)
+	defer func() { ok(t, "munmap", unix.Munmap(data)) }()
+	_, err := unix.Pwrite(fd, []byte("here"), size/2-4)
+	ok(t, "pwrite", err)
+	must(s.Add("file", s.Root(), 0o600, &Ops{
+		Open: func(f *File) error { f.DirectIO = true; return nil },
+		Start: func(r *IO) bool {
+			r.Complete(data[r.Offset:][:r.Size], 0, nil)
+			return true
+		},
+		Commit: func(*Node, *atomic.Int32) {},
+	}, nil))(t).UpdateSize(size)
+	f := open(t, s.path("file"), os.O_RDONLY)
+	for range 3 {
+		for _, n := range []int{4096, 256 << 10} {
+			_, err = f.ReadAt(make([]byte, n), size/2)
+			wantErr(t, "read of what is gone", err, syscall.EIO)
+		}
+		got := make([]byte, 4)
+		if _, err = f.ReadAt(got, size/2-4); err != nil || string(got) != "here" {
+			t.Fatalf("read of what is there: %q, %v", got, err)
+		}
+	}
+}
+
 // Requests that hang take as much room as there is to begin with, and more, and others still get through.
 func TestManyHungRequests(t *testing.T) {
 	t.Parallel()

@@ -99,6 +99,7 @@ type Device struct {
 	failed    atomic.Pointer[error] // why it fails for good; nil while it works
 	hasFailed chan struct{}         // closed when failed is set
 	memory    *memory               // that outlives hosts; set by the first open
+	contents  contents              // where answers to reads may lie
 
 	// Set by open, then constant.
 	blockSize  int
@@ -152,6 +153,9 @@ func (d *Device) open(ctx context.Context, in *host, reopen bool) error {
 	} else {
 		err = d.adopt(reply)
 	}
+	if err == nil {
+		d.contents.look(d, reply.GetContents())
+	}
 	if err != nil {
 		_, closeErr := in.rpc.Close(ctx, &hostpb.CloseRequest{Device: uint32(d.minor)})
 		return errors.Join(err, control.FromStatus(closeErr))
@@ -175,6 +179,7 @@ func (d *Device) firstOpen(ctx context.Context) error {
 	err := d.tryFirstOpen(ctx)
 	if err != nil {
 		d.memory.drop()
+		d.contents.unmap()
 	}
 	return err
 }
@@ -311,6 +316,7 @@ func (d *Device) close(ctx context.Context) (err error) {
 	defer func() {
 		if !errors.Is(err, errBusy) {
 			d.memory.drop()
+			d.contents.unmap()
 		}
 	}()
 	for {

@@ -17,7 +17,7 @@ import (
 
 // Memory that outlives hosts. A handler asks for it with tcmur_dev_keep_memory; the front makes a memfd and keeps it
 // until the device is gone, so that the next host's handler gets the same one. What is in it, and how large it is, is
-// the handler's affair: the front never maps it, reads it or asks about it.
+// the handler's affair. Only where the handler says that it is what is on the device does the front map it: contents.go.
 //
 // Each host has a socket for that. It asks, the front answers with the descriptor attached; docs/PROTOCOL.md has the
 // messages. A host gets at the memory of its own devices only.
@@ -67,6 +67,23 @@ func (m *memory) use(name string, fn func(fd int) error) error {
 		m.regions[name] = fd
 	}
 	return fn(fd)
+}
+
+// mapRegion maps the first n bytes of a region, which may be shorter, for reading. ENOENT: there is no such region.
+// Otherwise mmap's error.
+func (m *memory) mapRegion(name string, n int) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fd, ok := m.regions[name]
+	if !ok {
+		return nil, syscall.ENOENT
+	}
+	view, err := unix.Mmap(fd, 0, n, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, err
+	}
+	_ = unix.Madvise(view, unix.MADV_DONTDUMP) // a core dump would read, and so allocate, all of it
+	return view, nil
 }
 
 // drop gives everything up. The memory is free once no host has it any more.

@@ -86,12 +86,16 @@ func (o *op) end(err error) {
 	if failure := d.failure(); err != nil && failure != nil {
 		err = failure // the host does not know the device any more
 	}
+	var data []byte
+	if err == nil && r.Op == shared.OpRead {
+		data, err = d.dataOf(r)
+	}
 	d.stats.end(o, err != nil)
 	switch {
 	case err != nil:
 		done.Complete(nil, 0, d.requestError(r.Op, n, int64(r.Offset), err, Status(r.STS)))
 	case r.Op == shared.OpRead:
-		done.Complete(r.Payload(), n, nil)
+		done.Complete(data, n, nil)
 	case r.Op == shared.OpFlush:
 		d.unflushed.release(o.mark)
 		done.Complete(nil, 0, nil)
@@ -110,6 +114,17 @@ func (o *op) end(err error) {
 	}
 }
 
+// dataOf is what a read that has succeeded has read. EIO: the host lies.
+func (d *Device) dataOf(r *shared.Request) ([]byte, error) {
+	if !r.InPlace {
+		return r.Payload(), nil
+	}
+	if data := d.contents.at(int64(r.Offset), int(r.Length)); data != nil {
+		return data, nil
+	}
+	return nil, control.Failf(syscall.EIO, "the host says that the data is in memory which the device does not have")
+}
+
 // move gives the op a request of a channel, with the same payload. ErrPeerGone: that one's host has died too, and the
 // op is unchanged.
 func (o *op) move(c *shared.Channel) error {
@@ -124,7 +139,7 @@ func (o *op) move(c *shared.Channel) error {
 	if old.Op == shared.OpWrite {
 		copy(r.Payload(), old.Payload()[:old.Length])
 	}
-	r.Offset = old.Offset
+	r.Offset, r.MayInPlace = old.Offset, old.MayInPlace
 	o.req = r
 	o.d.stats.resent.Add(1)
 	old.Release()

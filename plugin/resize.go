@@ -50,6 +50,7 @@ func (d *Device) setSize(size int64) {
 	d.changedMu.Lock()
 	defer d.changedMu.Unlock()
 	d.size.Store(size)
+	d.contents.extend(d)
 	if d.changed != nil {
 		d.changed(size)
 	}

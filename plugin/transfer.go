@@ -16,6 +16,9 @@ type Completion interface {
 	// Complete is called exactly once, on the channel's completion thread or on the goroutine that found the host dead.
 	// For a read data holds what was read, in memory that is valid only during the call; for a write n is the number of
 	// bytes written. err is as ReadAt and WriteAt return it. It must not block.
+	//
+	// The memory of a read may be the device's own, which its handler can cut off at any time: system calls that read it
+	// then fail with EFAULT. Whoever reads it otherwise must be prepared for a fault, see debug.SetPanicOnFault.
 	Complete(data []byte, n int, err error)
 }
 
@@ -34,6 +37,7 @@ func (d *Device) StartRead(n int, off int64, done Completion) bool {
 		d.gate.leave()
 		return false
 	}
+	r.MayInPlace = d.contents.have(off, n)
 	d.issue(r, off, true, done)
 	return true
 }

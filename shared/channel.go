@@ -107,6 +107,9 @@ type Request struct {
 	// Patience is how many calls of Tick the request may be in flight for; 0: any number.
 	Patience int64
 
+	// MayInPlace allows the host to complete a read with the data left in the device's contents.
+	MayInPlace bool
+
 	// Done is called exactly once per Submit, on the channel's completion thread or, when the channel is abandoned, on
 	// the goroutine that does so. It must not block.
 	Done func(*Request)
@@ -115,6 +118,9 @@ type Request struct {
 	Err error
 	// STS is the handler's TCMU_STS status, valid from Done on unless Err is ErrPeerGone.
 	STS int32
+	// InPlace: the read's data is not in the payload but in the device's contents, at Offset. Never without MayInPlace.
+	// Valid from Done on.
+	InPlace bool
 	// HandlerTime is how long the handler had the request, as the host says; 0 where it did not measure that. Valid from
 	// Done on.
 	HandlerTime time.Duration
@@ -243,6 +249,7 @@ func (c *Channel) tryGet(op Op, n uint64) *Request {
 	c.tags = c.tags[:len(c.tags)-1]
 	r.Length, r.Device, r.Offset, r.Done, r.Err, r.STS, r.User = n, 0, 0, nil, nil, 0, nil
 	r.Patience, r.Sent, r.privileged, r.HandlerTime = 0, false, false, 0
+	r.MayInPlace, r.InPlace = false, false
 	c.out++
 	return r
 }
@@ -400,6 +407,9 @@ func (r *Request) Push() {
 		c.lonely.Store(0)
 	} else if c.lonely.Add(1) > lonelyRun {
 		flags = flagAlone
+	}
+	if r.MayInPlace {
+		flags |= flagMayInPlace
 	}
 	c.publish(r, flags)
 	c.unrung.Add(1)
@@ -645,7 +655,8 @@ func (c *Channel) reap(done []*Request) []*Request {
 			break
 		}
 		tag, gen := s.load32(base+cqeTag), s.load32(base+cqeGen)
-		sts, errno := int32(s.load32(base+cqeSTS)), s.load32(base+cqeError)
+		sts, result := int32(s.load32(base+cqeSTS)), s.load32(base+cqeError)
+		errno, flags := result&0xffff, result>>16
 		took := s.load64(base + cqeNanos)
 		c.cqHead.Store(head + 1)
 		if tag >= RingEntries {
@@ -659,6 +670,11 @@ func (c *Channel) reap(done []*Request) []*Request {
 		}
 		c.sent.Add(-1)
 		r.STS, r.Err, r.HandlerTime = sts, hostErrno(errno), time.Duration(min(took, 1<<62))
+		r.InPlace = flags == flagInPlace && r.MayInPlace
+		if flags != 0 && !r.InPlace {
+			c.violation("completion of tag %d, use %d, with flags %#x", tag, gen, flags)
+			r.Err = syscall.EIO
+		}
 		done = append(done, r)
 	}
 	return done

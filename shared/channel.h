@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 #define TCMUR_CHANNEL_MAGIC 0x524d4354u /* "TCMR" */
-#define TCMUR_CHANNEL_VERSION 1u
+#define TCMUR_CHANNEL_VERSION 2u
 #define TCMUR_RING_ENTRIES 512u        /* entries of each ring; also the most requests that can be in flight */
 #define TCMUR_MAX_PAYLOAD (1u << 20)   /* bytes; the most that one request may carry */
 #define TCMUR_ARENA_OFFSET (64u << 10) /* start of the payload arena in either segment */
@@ -37,6 +37,8 @@ enum tcmur_op {
 
 /* Nothing else was in flight when this was sent: what comes next, if anything, comes soon after its completion. */
 #define TCMUR_SQE_ALONE 1u
+/* A READ whose data need not be copied if the device's contents are in memory that the front has: see TCMUR_CQE_IN_PLACE. */
+#define TCMUR_SQE_IN_PLACE 2u
 
 /* Submission queue entry. Written by the front. */
 struct tcmur_sqe {
@@ -53,13 +55,20 @@ struct tcmur_sqe {
 	uint64_t reserved1;   /* 56: 0 */
 };
 
+/*
+ * Nothing is in the payload: the data is in the device's contents, at the request's own offset. Only with success, and
+ * for a READ that had TCMUR_SQE_IN_PLACE.
+ */
+#define TCMUR_CQE_IN_PLACE 1u
+
 /* Completion queue entry. Written by the host. */
 struct tcmur_cqe {
 	_Atomic uint64_t seq; /*  0: position + 1 once the rest is valid (release / acquire) */
 	uint32_t tag;         /*  8: as submitted */
 	uint32_t gen;         /* 12: as submitted */
 	int32_t sts;          /* 16: the handler's TCMU_STS code; 0 is success */
-	int32_t error;        /* 20: 0, or the errno (positive) that sts and the operation amount to */
+	uint16_t error;       /* 20: 0, or the errno (positive) that sts and the operation amount to */
+	uint16_t flags;       /* 22: TCMUR_CQE_* */
 	uint64_t handler_ns;  /* 24: how long the handler had the request, in nanoseconds; 0: not measured */
 };
 

@@ -466,7 +466,12 @@ func FuzzHostileHost(f *testing.F) {
 				}
 				var once atomic.Bool
 				issued.Add(1)
+				may := r.Op == OpRead && d&1 != 0
+				r.MayInPlace = may
 				r.Done = func(r *Request) {
+					if r.InPlace && !may {
+						t.Error("a request ended in place that must not")
+					}
 					if once.Swap(true) {
 						t.Error("a request ended twice")
 						return
@@ -478,7 +483,7 @@ func FuzzHostileHost(f *testing.F) {
 				c.Submit(r)
 			case 1: // an honest completion
 				if s, ok := p.take(); ok {
-					p.post(s.tag, s.gen, int32(int8(a)), uint32(b))
+					p.post(s.tag, s.gen, int32(int8(a)), uint32(b)|uint32(d)<<16)
 				}
 			case 2: // a completion that was never asked for, where the next one is expected
 				p.post(uint32(a)<<uint(d%24), uint32(b), int32(d), uint32(d)<<24)
@@ -549,6 +554,47 @@ func TestKick(t *testing.T) {
 	var pending atomic.Int32
 	pending.Add(1)
 	c.Kick(&pending) // nobody waits on a closed channel
+}
+
+// TestInPlace: a host may leave the data of a read where it is only where the front allows it.
+func TestInPlace(t *testing.T) {
+	t.Parallel()
+	var faults atomic.Int32
+	c := newChannel(t, Options{Memory: MaxPayload, Fault: func(error) { faults.Add(1) }})
+	p := newPeer(t, c)
+	for _, k := range []struct {
+		may     bool
+		result  uint32 // error and flags
+		inPlace bool
+		err     error
+		faults  int32
+	}{
+		{may: true, result: flagInPlace << 16, inPlace: true},
+		{may: true},
+		{may: false},
+		{may: false, result: flagInPlace << 16, err: syscall.EIO, faults: 1},
+		{may: true, result: 6 << 16, err: syscall.EIO, faults: 1},
+	} {
+		faults.Store(0)
+		r, err := c.Get(OpRead, 512)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.MayInPlace = k.may
+		done := make(chan struct{})
+		r.Done = func(*Request) { close(done) }
+		c.Submit(r)
+		s, ok := p.take()
+		if !ok || (s.flags&flagMayInPlace != 0) != k.may {
+			t.Fatalf("%+v: submission is %+v", k, s)
+		}
+		p.post(s.tag, s.gen, 0, k.result)
+		<-done
+		if r.InPlace != k.inPlace || !errors.Is(r.Err, k.err) || faults.Load() != k.faults {
+			t.Errorf("%+v: in place %v, error %v, %d faults", k, r.InPlace, r.Err, faults.Load())
+		}
+		r.Release()
+	}
 }
 
 // BenchmarkRoundTrip is one 4 KiB read at a time through both rings, with both sides asleep in between.

@@ -6,7 +6,7 @@ package shared
 
 const (
 	channelMagic   = 0x524d4354
-	channelVersion = 1
+	channelVersion = 2
 
 	// RingEntries is the number of entries of each ring, and so the most requests that can be in flight.
 	RingEntries = 512
@@ -57,8 +57,11 @@ const (
 	sqeFlags   = 48
 )
 
-// flagAlone in sqeFlags: nothing else was in flight when the request was sent.
-const flagAlone = 1
+// Flags in sqeFlags.
+const (
+	flagAlone      = 1 // nothing else was in flight when the request was sent
+	flagMayInPlace = 2 // a read whose data need not be copied: see flagInPlace
+)
 
 // Offsets in a completion queue entry.
 const (
@@ -66,9 +69,13 @@ const (
 	cqeTag   = 8
 	cqeGen   = 12
 	cqeSTS   = 16
-	cqeError = 20
+	cqeError = 20 // 16 bits, as cqeFlags
+	cqeFlags = 22
 	cqeNanos = 24
 )
+
+// flagInPlace in cqeFlags: the data is not in the payload but in the device's contents, at the request's offset.
+const flagInPlace = 1
 
 // Op is the operation that a request asks of a host.
 type Op uint32

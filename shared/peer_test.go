@@ -28,6 +28,7 @@ type submission struct {
 	op                      Op
 	device                  uint32
 	offset, length, payload uint64
+	flags                   uint32
 }
 
 // newPeer maps the channel's segments as a host does. The test's cleanup ends it and closes the channel.
@@ -71,10 +72,11 @@ func (p *peer) take() (submission, bool) {
 	return submission{
 		s.load32(base + sqeTag), s.load32(base + sqeGen), Op(s.load32(base + sqeOp)), s.load32(base + sqeDevice),
 		s.load64(base + sqeOffset), s.load64(base + sqeLength), s.load64(base + sqePayload),
+		s.load32(base + sqeFlags),
 	}, true
 }
 
-// post completes a request and wakes the front if it sleeps.
+// post completes a request, with error and flags in one word, and wakes the front if it sleeps.
 func (p *peer) post(tag, gen uint32, sts int32, errno uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

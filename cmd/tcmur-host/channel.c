@@ -181,7 +181,7 @@ void channel_defer_bell(bool defer)
 		channel_ring();
 }
 
-void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handler_ns)
+void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handler_ns, bool in_place)
 {
 	uint64_t position = atomic_fetch_add_explicit(&cq_tail, 1, memory_order_relaxed);
 	struct tcmur_cqe *e = &complete->cq[position % TCMUR_RING_ENTRIES];
@@ -189,7 +189,8 @@ void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handl
 	e->tag = tag;
 	e->gen = gen;
 	e->sts = sts;
-	e->error = error;
+	e->error = (uint16_t)error;
+	e->flags = in_place ? TCMUR_CQE_IN_PLACE : 0;
 	e->handler_ns = handler_ns;
 	atomic_store_explicit(&e->seq, position + 1, memory_order_release);
 

@@ -217,6 +217,7 @@ static struct request *accept(struct tcmu_device *dev, const struct submission *
 	req->length = sub->length;
 	req->payload = payload;
 	req->timed = timing_wanted(sub);
+	req->may_in_place = sub->op == TCMUR_OP_READ && sub->flags & TCMUR_SQE_IN_PLACE;
 	dev->inflight++;
 	return req;
 }
@@ -236,7 +237,7 @@ struct request *device_admit(const struct submission *sub)
 		pthread_mutex_unlock(&dev->lock);
 	}
 	if (!req)
-		channel_post(sub->tag, sub->gen, sts, error, 0);
+		channel_post(sub->tag, sub->gen, sts, error, 0, false);
 	return run ? req : NULL;
 }
 
@@ -344,6 +345,7 @@ static void reset(struct tcmu_device *dev, const struct native_open *how, char *
 	atomic_store(&dev->writes_survive, false);
 	atomic_store(&dev->unmap_zeroes, false);
 	atomic_store(&dev->seek, NULL);
+	dev->contents[0] = '\0';
 	atomic_store(&dev->handler_private, NULL);
 	memset(dev->runner_private, 0, sizeof(dev->runner_private));
 
@@ -565,6 +567,7 @@ void device_geometry(uint32_t index, struct native_geometry *out)
 	out->can_write_same = write && host_handler.writesame;
 	out->unmap_zeroes = atomic_load(&dev->unmap_zeroes);
 	out->can_seek = atomic_load(&dev->seek) != NULL;
+	snprintf(out->contents, sizeof(out->contents), "%s", dev->contents);
 }
 
 int device_start(uint32_t index, uint64_t boundary)

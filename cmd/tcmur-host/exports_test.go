@@ -41,7 +41,7 @@ var additional = strings.Fields(`
 
 // extensions are ours, declared weak for handlers.
 var extensions = strings.Fields(`tcmur_dev_keep_memory tcmur_dev_set_writes_survive
-	tcmur_dev_set_unmap_zeroes tcmur_dev_set_seek`)
+	tcmur_dev_set_unmap_zeroes tcmur_dev_set_seek tcmur_dev_set_contents tcmur_cmd_answer_in_place`)
 
 // ofGo says whether a symbol comes from Go's runtime, the linker or the C library's start files.
 func ofGo(name string) bool {

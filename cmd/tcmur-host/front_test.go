@@ -148,7 +148,7 @@ func startHost(t testing.TB, args ...string) *front {
 	completeFD, complete := segment(t, "complete")
 	f.submit, f.complete = submit, complete
 	binary.NativeEndian.PutUint32(submit[0:], 0x524d4354)
-	binary.NativeEndian.PutUint32(submit[4:], 1)
+	binary.NativeEndian.PutUint32(submit[4:], 2)
 	binary.NativeEndian.PutUint64(submit[8:], testArena)
 	binary.NativeEndian.PutUint64(submit[16:], testArena)
 	seals := unix.F_SEAL_SHRINK | unix.F_SEAL_GROW

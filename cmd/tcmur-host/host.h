@@ -113,6 +113,8 @@ struct request {
 	uint64_t pause_ns;    /* before the next try */
 	uint64_t due;         /* retry.c: clock_ns() at which the pause is over */
 	bool timed;           /* how long the handler has it is measured */
+	bool may_in_place;    /* a read whose data may stay where it is: TCMUR_SQE_IN_PLACE */
+	bool in_place;        /* the callout under way, which serves all of the request, has left it there */
 	uint64_t started;     /* clock_ns() before its first callout; 0: that has not come, or timed is not set */
 	_Atomic uint32_t state;
 };
@@ -182,6 +184,7 @@ struct tcmu_device {
 	_Atomic bool writes_survive;
 	_Atomic bool unmap_zeroes;
 	_Atomic(tcmur_seek_fn_t) seek;
+	char contents[NATIVE_REGION_MAX]; /* set in the handler's open, constant until after its close; "": none */
 	/* The handler needs a reopen: no callouts until then. Changed under lock, read without; see device_lost(). */
 	_Atomic bool lost;
 
@@ -221,7 +224,7 @@ int device_reopen(struct tcmu_device *dev, uint32_t opens, bool quietly, char *e
 /* channel.c */
 bool channel_pop(struct submission *sub);
 bool channel_pending(unsigned int behind); /* an entry is there to be popped, and so many before it */
-void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handler_ns);
+void channel_post(uint32_t tag, uint32_t gen, int sts, int error, uint64_t handler_ns, bool in_place);
 /* This thread posts several completions before it wakes the front; channel_ring() must follow before it waits. */
 void channel_defer_bell(bool defer);
 void channel_ring(void);                                      /* what was deferred */

@@ -60,6 +60,18 @@ static void prepare(struct request *req, uint8_t opcode, void *data, size_t leng
 	req->lib.hm_private = &req->cmd;
 	req->cmd.lib_cmd = &req->lib;
 	req->cmd.done = complete_by_hand;
+	req->in_place = false;
+}
+
+bool tcmur_cmd_answer_in_place(struct tcmu_device *dev, struct tcmur_cmd *cmd)
+{
+	struct request *req = (struct request *)((char *)cmd - offsetof(struct request, cmd));
+
+	/* All of the request, or else the rest would have to be looked for elsewhere. */
+	if (!req->may_in_place || !dev->contents[0] || req->step != req->length)
+		return false;
+	req->in_place = true;
+	return true;
 }
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
@@ -206,7 +218,7 @@ static void finish(struct request *req, int sts, int error)
 	}
 	if (req->started)
 		took = clock_ns() - req->started;
-	channel_post(req->tag, req->gen, sts, error, took);
+	channel_post(req->tag, req->gen, sts, error, took, req->in_place && !error);
 }
 
 static bool is_write(uint32_t op)

@@ -14,7 +14,7 @@
 
 #include "host.h"
 
-#define KEEP_NAME_SIZE 32 /* including the terminating NUL */
+#define KEEP_NAME_SIZE NATIVE_REGION_MAX
 #define OBJECT_INDEX UINT32_MAX
 #define KEEP_REPLY_TIMEOUT_S 5 /* the front answers at once; one that is stopped is no reason to hang for ever */
 

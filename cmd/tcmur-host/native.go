@@ -261,6 +261,7 @@ type geometry struct {
 	canWrite, canFlush, canUnmap, canZero bool
 	canWriteSame, unmapZeroes, canSeek    bool
 	writeCache, rotational, writesSurvive bool
+	contents                              string // of which kept memory the device consists, if any
 }
 
 func deviceGeometry(index uint32) geometry {
@@ -272,7 +273,7 @@ func deviceGeometry(index uint32) geometry {
 		canUnmap: bool(g.can_unmap), canZero: bool(g.can_zero), writeCache: bool(g.write_cache),
 		rotational: bool(g.rotational), writesSurvive: bool(g.writes_survive),
 		canWriteSame: bool(g.can_write_same), unmapZeroes: bool(g.unmap_zeroes),
-		canSeek: bool(g.can_seek),
+		canSeek: bool(g.can_seek), contents: C.GoString(&g.contents[0]),
 	}
 }
 

@@ -15,6 +15,7 @@
 #define NATIVE_WHY_SIZE 1024
 #define NATIVE_SUBTYPE_MAX 256
 #define NATIVE_NAME_MAX 64
+#define NATIVE_REGION_MAX 32    /* name of kept memory, with the terminating NUL */
 #define NATIVE_CONFIG_SIZE 4096 /* what tcmu-runner gives handlers; includes the terminating NUL */
 #define NATIVE_MAX_DEVICES 4096
 #define NATIVE_MAX_REGISTERED 16
@@ -127,6 +128,7 @@ struct native_geometry {
 	bool can_write_same;
 	bool unmap_zeroes;
 	bool can_seek;
+	char contents[NATIVE_REGION_MAX]; /* of which kept memory the device consists, "" where none is said */
 };
 
 /*

@@ -162,6 +162,6 @@ func start(p openParams, s sizing) (*hostpb.OpenReply, error) {
 		CanRead: true, CanWrite: g.canWrite, CanFlush: g.canFlush, CanUnmap: g.canUnmap, CanZero: g.canZero,
 		CanWriteSame: g.canWriteSame, UnmapZeroes: g.unmapZeroes, CanSeek: g.canSeek,
 		WriteCache: g.writeCache, Rotational: g.rotational, WritesSurvive: g.writesSurvive || s.writesSurvive,
-		Guards: s.guard.inForce,
+		Guards: s.guard.inForce, Contents: g.contents,
 	}, nil
 }

@@ -43,6 +43,7 @@ struct request *request_alloc(struct request_pool *pool)
 	req->retry_until = 0;
 	req->resent = false;
 	req->timed = false;
+	req->may_in_place = false;
 	req->started = 0;
 	return req;
 }

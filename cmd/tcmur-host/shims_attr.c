@@ -54,6 +54,11 @@ SET(bool, tcmur_dev_set_unmap_zeroes, unmap_zeroes)
 SET(tcmur_seek_fn_t, tcmur_dev_set_seek, seek)
 SET(void *, tcmur_dev_set_private, handler_private)
 
+void tcmur_dev_set_contents(struct tcmu_device *dev, const char *name)
+{
+	snprintf(dev->contents, sizeof(dev->contents), "%s", name);
+}
+
 void tcmu_dev_set_num_lbas(struct tcmu_device *dev, uint64_t num_lbas)
 {
 	if (atomic_exchange(&dev->num_lbas, num_lbas) != num_lbas)

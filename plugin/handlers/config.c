@@ -48,6 +48,12 @@ void config_announce_survival(struct tcmu_device *dev)
 		tcmur_dev_set_writes_survive(dev, true);
 }
 
+void config_announce_contents(struct tcmu_device *dev, const char *name)
+{
+	if (tcmur_dev_set_contents)
+		tcmur_dev_set_contents(dev, name);
+}
+
 void config_announce_seek(struct tcmu_device *dev, tcmur_seek_fn_t fn)
 {
 	if (tcmur_dev_set_seek)

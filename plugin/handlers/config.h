@@ -27,6 +27,9 @@ void config_announce(struct tcmu_device *dev, uint64_t size);
 /* Tells that completed writes survive the death of the process, where anybody wants to know. */
 void config_announce_survival(struct tcmu_device *dev);
 
+/* Tells which kept memory holds what is on the device, where anybody wants to know. */
+void config_announce_contents(struct tcmu_device *dev, const char *name);
+
 /* Tells who knows where there are holes, where anybody wants to know. */
 void config_announce_seek(struct tcmu_device *dev, tcmur_seek_fn_t fn);
 

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "config.h"
 #include "fd_io.h"
 #include "iov_cursor.h"
 #include "pattern.h"
@@ -135,10 +136,12 @@ no_map:
 	return ret;
 }
 
+static const char region[] = "contents";
+
 /* What has been kept of the memory, or new memory that is kept if size is not 0; or a negative errno. */
 static int kept_memory(struct tcmu_device *dev, uint64_t size)
 {
-	return tcmur_dev_keep_memory ? tcmur_dev_keep_memory(dev, "contents", size) : -EOPNOTSUPP;
+	return tcmur_dev_keep_memory ? tcmur_dev_keep_memory(dev, region, size) : -EOPNOTSUPP;
 }
 
 int memory_open(struct memory *m, struct tcmu_device *dev, uint64_t size)
@@ -152,6 +155,8 @@ int memory_open(struct memory *m, struct tcmu_device *dev, uint64_t size)
 		return ret;
 	m->fd = kept_memory(dev, size);
 	m->kept = m->fd >= 0;
+	if (m->kept)
+		config_announce_contents(dev, region);
 	if (m->fd == -EOPNOTSUPP)
 		m->fd = memfd_create("tcmur-ram", MFD_CLOEXEC);
 	else if (m->fd < 0)
@@ -205,6 +210,7 @@ int memory_reopen(struct memory *m, struct tcmu_device *dev)
 			 strerror(-m->fd));
 		return m->fd;
 	}
+	config_announce_contents(dev, region);
 	if (fstat(m->fd, &st)) {
 		ret = size_error(m, "find the size of memory", 0);
 		goto failed;
@@ -251,14 +257,27 @@ static void read_runs(struct memory *m, struct iov_cursor *to, uint64_t at, uint
 	}
 }
 
-int memory_read(struct memory *m, const struct iovec *iov, size_t iov_cnt, size_t length, uint64_t offset)
+/* Not where there are granules without data: whoever looks at these would allocate them. */
+static bool answer_in_place(struct memory *m, struct tcmur_cmd *cmd, size_t length, uint64_t offset)
+{
+	uint64_t end = granules(offset + length);
+	bool written;
+
+	if (!m->kept || !tcmur_cmd_answer_in_place || !length)
+		return false;
+	return run_end(m, offset / GRANULE, end, &written) >= end && written && tcmur_cmd_answer_in_place(m->dev, cmd);
+}
+
+int memory_read(struct memory *m, struct tcmur_cmd *cmd, const struct iovec *iov, size_t iov_cnt, size_t length,
+		uint64_t offset)
 {
 	struct iov_cursor to = iov_cursor_of(iov, iov_cnt);
 	int sts = TCMU_STS_RANGE;
 
 	pthread_rwlock_rdlock(&m->layout);
 	if (range_within(m->size, offset, length)) {
-		read_runs(m, &to, offset, offset + length);
+		if (!answer_in_place(m, cmd, length, offset))
+			read_runs(m, &to, offset, offset + length);
 		sts = TCMU_STS_OK;
 	}
 	pthread_rwlock_unlock(&m->layout);

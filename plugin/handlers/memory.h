@@ -25,7 +25,7 @@
 struct memory {
 	struct tcmu_device *dev; /* for the log */
 	int fd;
-	bool kept; /* it outlives the process */
+	bool kept; /* it outlives the process, and reads may be answered from it */
 	uint32_t block_size;
 	/*
 	 * Guards what follows: shared by accesses, exclusive to memory_resize(), which may move both mappings. The
@@ -50,7 +50,8 @@ void memory_close(struct memory *m);
 /*
  * These return a TCMU_STS, failures logged; RANGE outside the device. Any number of threads may call them.
  */
-int memory_read(struct memory *m, const struct iovec *iov, size_t iov_cnt, size_t length, uint64_t offset);
+int memory_read(struct memory *m, struct tcmur_cmd *cmd, const struct iovec *iov, size_t iov_cnt, size_t length,
+		uint64_t offset);
 int memory_write(struct memory *m, const struct iovec *iov, size_t iov_cnt, size_t length, uint64_t offset);
 /* Gives the memory back; the range reads zeroes afterwards. */
 int memory_unmap(struct memory *m, uint64_t offset, uint64_t length);

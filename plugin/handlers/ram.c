@@ -184,8 +184,7 @@ static int ram_read(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct iovec
 {
 	struct ram *ram = tcmur_dev_get_private(dev);
 
-	(void)cmd;
-	return ram->anonymous ? memory_read(&ram->memory, iov, iov_cnt, length, (uint64_t)offset) :
+	return ram->anonymous ? memory_read(&ram->memory, cmd, iov, iov_cnt, length, (uint64_t)offset) :
 				backing_read(&ram->file, iov, iov_cnt, length, (uint64_t)offset);
 }
 

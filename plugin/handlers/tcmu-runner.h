@@ -417,6 +417,20 @@ TCMUR_EXTENSION void tcmur_dev_set_unmap_zeroes(struct tcmu_device *dev, bool ze
 typedef int64_t (*tcmur_seek_fn_t)(struct tcmu_device *dev, uint64_t offset, bool hole);
 TCMUR_EXTENSION void tcmur_dev_set_seek(struct tcmu_device *dev, tcmur_seek_fn_t fn);
 
+/*
+ * Says in open() that the kept memory of that name is what is on the device, byte for byte: what lies at an offset of
+ * the device is at the same offset of the memory. It permits the next function.
+ */
+TCMUR_EXTENSION void tcmur_dev_set_contents(struct tcmu_device *dev, const char *name);
+
+/*
+ * Asked in a read callout: may the data stay where it is? If true is returned, the callout must leave the buffer alone,
+ * and if it then succeeds the reader is given what is in the device's contents a little later, when the answer goes out.
+ * A write that ends before that may show, as it may for any two requests that are under way at the same time. Holes of
+ * the memory that are read in this way become memory. False: the data is to be copied as ever.
+ */
+TCMUR_EXTENSION bool tcmur_cmd_answer_in_place(struct tcmu_device *dev, struct tcmur_cmd *cmd);
+
 #ifdef __cplusplus
 }
 #endif

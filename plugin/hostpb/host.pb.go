@@ -582,6 +582,8 @@ type OpenReply struct {
 	UnmapZeroes bool `protobuf:"varint,21,opt,name=unmap_zeroes,json=unmapZeroes,proto3" json:"unmap_zeroes,omitempty"`
 	// Seek can tell where there are holes.
 	CanSeek bool `protobuf:"varint,22,opt,name=can_seek,json=canSeek,proto3" json:"can_seek,omitempty"`
+	// The name of the kept memory that holds what is on the device, byte for byte; empty: there is none.
+	Contents string `protobuf:"bytes,23,opt,name=contents,proto3" json:"contents,omitempty"`
 	// The guards against bugs of the handler that are in force for this device, for people.
 	Guards        []string `protobuf:"bytes,30,rep,name=guards,proto3" json:"guards,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -721,6 +723,13 @@ func (x *OpenReply) GetCanSeek() bool {
 		return x.CanSeek
 	}
 	return false
+}
+
+func (x *OpenReply) GetContents() string {
+	if x != nil {
+		return x.Contents
+	}
+	return ""
 }
 
 func (x *OpenReply) GetGuards() []string {
@@ -1218,7 +1227,7 @@ const file_host_proto_rawDesc = "" +
 	"\bretry_ms\x18\t \x01(\rR\aretryMs\x12\x1d\n" +
 	"\n" +
 	"guards_off\x18\x14 \x01(\bR\tguardsOff\x12\x16\n" +
-	"\x06format\x18\x15 \x01(\bR\x06format\"\xe8\x03\n" +
+	"\x06format\x18\x15 \x01(\bR\x06format\"\x84\x04\n" +
 	"\tOpenReply\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x1d\n" +
 	"\n" +
@@ -1239,7 +1248,8 @@ const file_host_proto_rawDesc = "" +
 	"\x0ewrites_survive\x18\f \x01(\bR\rwritesSurvive\x12$\n" +
 	"\x0ecan_write_same\x18\x14 \x01(\bR\fcanWriteSame\x12!\n" +
 	"\funmap_zeroes\x18\x15 \x01(\bR\vunmapZeroes\x12\x19\n" +
-	"\bcan_seek\x18\x16 \x01(\bR\acanSeek\x12\x16\n" +
+	"\bcan_seek\x18\x16 \x01(\bR\acanSeek\x12\x1a\n" +
+	"\bcontents\x18\x17 \x01(\tR\bcontents\x12\x16\n" +
 	"\x06guards\x18\x1e \x03(\tR\x06guards\"&\n" +
 	"\fCloseRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\"\f\n" +

@@ -6,6 +6,11 @@
  * configuration string says what to try in open, and open fails unless it goes as it should:
  *   keep/greedy    more regions than there may be, names that are none, and memory that is not there yet
  *   keep/nonsense  messages that are none on the socket to the front; the memory has to work before and after
+ *
+ * and what to say of the contents:
+ *   keep/place     they are in region "blocks", and reads of the blocks are to be answered in place; a copy is wrong
+ *   keep/nowhere   they are in a region that there is not; after a reopen in "blocks"
+ *   keep/cut       as keep/place, but a read of the last block takes the memory away first
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,6 +31,8 @@
 struct keep {
 	char *blocks;
 	uint64_t *counts;
+	bool in_place;
+	bool cut;
 };
 
 static void *map_region(struct tcmu_device *dev, const char *name, bool reopen, size_t size)
@@ -113,6 +120,12 @@ static int keep_open(struct tcmu_device *dev, bool reopen)
 	}
 	tcmu_dev_set_num_lbas(dev, (SIZE + BLOCK) / tcmu_dev_get_block_size(dev));
 	tcmur_dev_set_writes_survive(dev, true);
+	k->cut = strstr(config, "cut");
+	k->in_place = k->cut || strstr(config, "place");
+	if (k->in_place || (strstr(config, "nowhere") && reopen))
+		tcmur_dev_set_contents(dev, "blocks");
+	else if (strstr(config, "nowhere"))
+		tcmur_dev_set_contents(dev, "nowhere");
 	tcmur_dev_set_private(dev, k);
 	return 0;
 }
@@ -126,15 +139,30 @@ static void keep_close(struct tcmu_device *dev)
 	free(k);
 }
 
+/* What a hostile host may do at any time. The mapping is not looked at any more. */
+static void cut(struct tcmu_device *dev)
+{
+	int fd = tcmur_dev_keep_memory(dev, "blocks", 0);
+
+	if (fd < 0 || ftruncate(fd, 0))
+		tcmu_err(dev, "cannot cut the memory off: %m\n");
+	close(fd);
+}
+
 static int keep_read(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct iovec *iov, size_t cnt, size_t len,
 		     off_t off)
 {
 	struct keep *k = tcmur_dev_get_private(dev);
 
-	(void)cmd;
-	if (off >= SIZE)
+	if (off >= SIZE) {
 		tcmu_memcpy_into_iovec(iov, cnt, (char *)k->counts + (off - SIZE), len);
-	else
+		return TCMU_STS_OK;
+	}
+	if (k->cut && off == SIZE - BLOCK)
+		cut(dev);
+	if (k->in_place)
+		memset(iov->iov_base, 0xee, len);
+	if (!tcmur_cmd_answer_in_place(dev, cmd) && !k->in_place)
 		tcmu_memcpy_into_iovec(iov, cnt, k->blocks + off, len);
 	return TCMU_STS_OK;
 }
@@ -162,7 +190,7 @@ static int keep_flush(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 struct tcmur_handler keep_handler = {
 	.name = "handler that keeps two regions",
 	.subtype = "keep",
-	.cfg_desc = "keep/, keep/greedy or keep/nonsense",
+	.cfg_desc = "keep/ and what to try, if anything",
 	.open = keep_open,
 	.close = keep_close,
 	.nr_threads = 1,
