@@ -17,7 +17,7 @@ import (
 
 // Memory that outlives hosts. A handler asks for it with tcmur_dev_keep_memory; the front makes a memfd and keeps it
 // until the device is gone, so that the next host's handler gets the same one. What is in it, and how large it is, is
-// the handler's affair. Only where the handler says that it is what is on the device does the front map it: contents.go.
+// the handler's affair; the front maps it only where the handler says that it is what is on the device: contents.go.
 //
 // Each host has a socket for that. It asks, the front answers with the descriptor attached; docs/PROTOCOL.md has the
 // messages. A host gets at the memory of its own devices only.
