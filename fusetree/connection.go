@@ -85,7 +85,7 @@ func newTransport(t *Tree, fd int, opts *fuse.MountOptions) (transport, error) {
 		c.close()
 		return nil, err
 	}
-	readers := maxReaders
+	readers := readerThreads()
 	if rings != nil {
 		readers = 1 // it will have little to do
 	}
@@ -247,8 +247,8 @@ func (b *batch) begin() {
 	}
 }
 
-// commit tells the nodes to get going with what they were given, and that nothing else is there to do.
-func (b *batch) commit() {
+// commit tells the nodes to get going with what they were given, and that nothing else is there to do but what p finds.
+func (b *batch) commit(p Poller) {
 	for i, n := range b.nodes {
 		if n.ops.Commit == nil {
 			continue
@@ -256,7 +256,7 @@ func (b *batch) commit() {
 		if i < len(b.nodes)-1 {
 			n.ops.Commit(n, nil)
 		} else {
-			n.ops.Commit(n, b.pending)
+			n.ops.Commit(n, p)
 		}
 	}
 	if b.pending != nil && b.pending.Load() > 0 {
@@ -264,6 +264,14 @@ func (b *batch) commit() {
 	}
 	clear(b.nodes)
 	b.nodes, b.bytes = b.nodes[:0], 0
+}
+
+// Pending implements Poller.
+func (b *batch) Pending() int {
+	if b.pending == nil {
+		return 0
+	}
+	return int(b.pending.Load())
 }
 
 // answersAtOnce tells which requests rawFS answers without calling a node, so that the thread they arrive on can wait

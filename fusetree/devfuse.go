@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -19,9 +20,13 @@ import (
 // was read from. All of them are kept open for the life of the connection.
 
 const (
-	// maxReaders is the number of reader threads. Two keep the requests of two processors flowing; more only wake each
-	// other.
+	// maxReaders is the number of reader threads. More only wake each other.
 	maxReaders = 2
+	// lingering is how long a thread looks out for another request before it sleeps, if requests come from several
+	// clients or ahead of their answers: a multiple of what waking it would take.
+	lingering = 30 * time.Microsecond
+	// crowdPatience is how many times in a row requests have to come one by one for that to be over.
+	crowdPatience = 16
 	// largeWrite is the size in bytes from which on a payload is worth a buffer of the node's own: copying less costs less
 	// than the buffer's book-keeping.
 	largeWrite = 64 << 10
@@ -87,11 +92,15 @@ func cloneDescriptor(fd, flags int) (int, error) {
 	return clone, nil
 }
 
+// readerThreads is how many reader threads to have. A thread with work to do does not sleep, so that of two processors
+// a second one would only take time from the clients and the node.
+func readerThreads() int { return max(1, min(maxReaders, runtime.NumCPU()-1)) }
+
 // serve answers requests until the connection ends.
 func (d *deviceReaders) serve() {
 	var threads sync.WaitGroup
 	for i := range d.blocking {
-		threads.Go(func() { (&reader{c: d.c}).serve(d.blocking[i], d.draining[i]) })
+		threads.Go(func() { (&reader{c: d.c, blocking: d.blocking[i], draining: d.draining[i]}).serve() })
 	}
 	threads.Wait()
 }
@@ -143,7 +152,11 @@ func (h *requestHeader) bytes() []byte {
 // reader is one reader thread.
 type reader struct {
 	batch
-	c      *connection
+	c                  *connection
+	blocking, draining *descriptor // the latter does not block
+	ended              bool        // the connection is over
+	crowd              int         // more than 0: requests come from several clients, or ahead of their answers
+
 	header *requestHeader
 	vector [2]unix.Iovec // header, and data or lent
 	data   []byte        // our own memory for what follows the header
@@ -161,8 +174,8 @@ const (
 	readEnd                       // the connection is over
 )
 
-// serve answers requests that come from two descriptors, a blocking one and one that does not block.
-func (b *reader) serve(blocking, draining *descriptor) {
+// serve answers requests until the connection ends.
+func (b *reader) serve() {
 	runtime.LockOSThread()
 	b.header, b.data = new(requestHeader), make([]byte, b.c.maxWrite+os.Getpagesize())
 	defer b.dropBuffer()
@@ -179,39 +192,72 @@ func (b *reader) serve(blocking, draining *descriptor) {
 	b.vector[0].SetLen(headerSize)
 	b.vector[1].Base = &b.data[0]
 	b.vector[1].SetLen(len(b.data))
-	for {
-		switch b.read(blocking, true) {
-		case readEnd:
-			return
-		case readIO:
-		default:
+	for !b.ended {
+		if !b.next() {
 			continue
 		}
-		ended := false
+		b.crowd = max(0, b.crowd-1)
 		if b.c.inFlight.Load() > 1 {
-			ended = b.drain(draining)
+			b.begin() // the first request is on its way at once; the others of the batch share a doorbell
+			b.drain()
 		}
-		b.commit()
-		if ended {
-			return
+		b.commit(b)
+	}
+}
+
+// next waits for a request, and reports whether a node has started it.
+func (b *reader) next() bool {
+	if b.crowd > 0 && b.linger() {
+		return true
+	}
+	return !b.ended && b.read(b.blocking, true) == readIO
+}
+
+// linger looks out for a request for a while, and reports whether a node has started one.
+func (b *reader) linger() bool {
+	for since := time.Now(); ; osyield() { // a client may be waiting for this processor
+		switch b.read(b.draining, false) {
+		case readIO:
+			return true
+		case readEnd:
+			return false
+		case readOther:
+			since = time.Now()
+		case readNothing:
+			if time.Since(since) > lingering {
+				b.crowd = 0
+				return false
+			}
 		}
 	}
 }
 
-// drain takes what is there, and reports whether the connection is over.
-func (b *reader) drain(from *descriptor) (ended bool) {
-	// The first request is on its way at once; the others of the batch share a doorbell.
-	b.begin()
-	for n := 0; n < maxBatch && b.bytes < maxBatchBytes; n++ {
-		switch b.read(from, false) {
-		case readEnd:
-			return true
+// drain takes what is there, up to the limits of a batch, and reports whether a node has started any of it.
+func (b *reader) drain() (some bool) {
+	for n := 0; n < maxBatch && b.bytes < maxBatchBytes && !b.ended; n++ {
+		switch b.read(b.draining, false) {
+		case readIO:
+			some = true
 		case readNothing:
-			return false
+			return some
 		}
 	}
-	return false
+	return some
 }
+
+// Poll implements Poller.
+func (b *reader) Poll() bool {
+	b.bytes = 0
+	if !b.drain() {
+		return false
+	}
+	b.crowd = crowdPatience
+	b.begin()
+	return true
+}
+
+// osyield lets another thread run on this processor.
+func osyield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // read reads one request and deals with it. Only a read that may wait goes through the scheduler.
 func (b *reader) read(from *descriptor, wait bool) readResult {
@@ -232,6 +278,7 @@ func (b *reader) read(from *descriptor, wait bool) readResult {
 		if errno != unix.ENODEV && errno != unix.ECONNABORTED {
 			b.c.tree.log.Error("reading from /dev/fuse failed, the mount ends", "error", errno)
 		}
+		b.ended = true
 		return readEnd
 	}
 	h := b.header

@@ -4,7 +4,6 @@ package fusetree
 
 import (
 	"errors"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -52,9 +51,10 @@ type Ops struct {
 	Buffer func() Buffer
 
 	// Commit follows one or more calls of Start for the node, on the same thread: what was held back must get going. With
-	// pending not nil this thread has nothing to do before some requests have come to their end: so many of those that it
-	// has started. Commit may see to that, or wait for it, as long as this takes no longer than some wake-ups would.
-	Commit func(n *Node, pending *atomic.Int32)
+	// p not nil this thread has nothing to do before some requests have come to their end, or new ones arrive. Commit
+	// may see to both, which p is for, as long as something happens at least every few dozen microseconds: that is
+	// cheaper than to wake threads.
+	Commit func(n *Node, p Poller)
 
 	// Fallocate is called for fallocate(2) on a file that is open for writing, with its mode. The kernel lets through
 	// only the flags FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE and FALLOC_FL_ZERO_RANGE, and 0. It has written back what
@@ -80,6 +80,15 @@ type Buffer interface {
 	Bytes() []byte
 	// Release gives it back.
 	Release()
+}
+
+// Poller is the thread that a Commit is called on, which would otherwise sleep until there is something to do.
+type Poller interface {
+	// Pending is the number of requests that the thread has started lately and that have not been completed.
+	Pending() int
+	// Poll starts the requests that have arrived, with a Commit for them, and reports whether there were any. It does
+	// not wait, and is for the thread itself only, until Commit returns.
+	Poll() bool
 }
 
 // File is one open(2) of a node.

@@ -61,7 +61,7 @@ func (m *fastMemory) start(r *IO) bool {
 	return true
 }
 
-func (m *fastMemory) commit(n *Node, _ *atomic.Int32) {
+func (m *fastMemory) commit(n *Node, _ Poller) {
 	if n != m.node {
 		panic("Commit of another node")
 	}
@@ -167,7 +167,7 @@ func TestDataThatFaults(t *testing.T) {
 			r.Complete(data[r.Offset:][:r.Size], 0, nil)
 			return true
 		},
-		Commit: func(*Node, *atomic.Int32) {},
+		Commit: func(*Node, Poller) {},
 	}, nil))(t).UpdateSize(size)
 	f := open(t, s.path("file"), os.O_RDONLY)
 	for range 3 {

@@ -394,7 +394,7 @@ func (t *ringThread) takeRequests() {
 	if started == 0 {
 		return
 	}
-	t.batch.commit()
+	t.batch.commit(nil)
 }
 
 // takeRequest begins one request, and reports whether that has made a node's Commit due.

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -45,8 +44,7 @@ func startRead(t *testing.T, d *plugin.Device, p []byte, off int64) error {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	var pending atomic.Int32
-	d.Commit(&pending)
+	d.Commit(nil)
 	select {
 	case <-c.done:
 	case <-time.After(10 * time.Second):

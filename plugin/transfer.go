@@ -3,8 +3,6 @@
 package plugin
 
 import (
-	"sync/atomic"
-
 	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
@@ -117,8 +115,8 @@ func (d *Device) StartLanded(l *Landing, n int, off int64, done Completion) bool
 }
 
 // Commit makes sure that the handler's host sees the transfers that were started: once for a batch of them, from the
-// goroutine that started them. With pending not nil, which is the number of transfers that the caller wants to see the
-// end of, it then carries out completions until pending is 0, as long as they come soon; see shared.Channel.Kick.
-func (d *Device) Commit(pending *atomic.Int32) {
-	d.direct.Load().Kick(pending)
+// goroutine that started them. With p not nil it then carries out completions for p, as long as they come soon; see
+// shared.Channel.Kick.
+func (d *Device) Commit(p shared.Poller) {
+	d.direct.Load().Kick(p)
 }

@@ -70,14 +70,15 @@ type Channel struct {
 	cqHead atomic.Uint64 // written under reapMu
 	reaped bool          // Abandon took the last completions
 
-	// armed says that somebody is counted in cq_waiting as attending who is yet to do so, in Kick.
+	// armed says that cq_waiting tells of somebody who attends to completions, or is yet to do so, in Kick.
 	armed atomic.Bool
+	// awaited says that a thread is in await. It sees to everything that is sent meanwhile.
+	awaited atomic.Bool
 	// lookers counts who looks at the rings without holding reapMu or sqMu; freed that the segments are unmapped, or about
 	// to be: nobody may start to look.
 	lookers atomic.Int32
 	freed   atomic.Bool
-	inVain  atomic.Int32 // how often in a row attending for more than a look has not paid
-	lonely  atomic.Int32 // how many requests in a row were sent when nothing else was in flight
+	inVain  atomic.Int32 // how often in a row await has not paid
 
 	requests [RingEntries]Request // by tag; each belongs to whoever Get gave it to
 
@@ -403,32 +404,36 @@ func (r *Request) Push() {
 		r.deadline.Store(0)
 	}
 	var flags uint32
-	if c.sent.Add(1) > 1 {
-		c.lonely.Store(0)
-	} else if c.lonely.Add(1) > lonelyRun {
-		flags = flagAlone
-	}
 	if r.MayInPlace {
 		flags |= flagMayInPlace
 	}
+	c.sent.Add(1)
 	c.publish(r, flags)
 	c.unrung.Add(1)
 	c.sqMu.Unlock()
 }
 
-// Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep. With pending not
-// nil it then carries out completions until pending is 0, as long as they come soon (eagerWait): for a caller that has
-// nothing better to do before its own requests are done, of which pending is the number, that saves wake-ups. Where
-// they have not come soon lately it returns at once.
-func (c *Channel) Kick(pending *atomic.Int32) {
+// Poller is a thread that waits in Kick for requests of its own.
+type Poller interface {
+	// Pending is the number of its requests that have not been completed.
+	Pending() int
+	// Poll begins what else there is to do for the thread, and reports whether there was something. It must not wait.
+	Poll() bool
+}
+
+// Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep. With p not nil it
+// then carries out completions until nothing of p is pending, and lets p go on with its other work, as long as
+// completions come soon (eagerWait): for a thread that would have to be woken for either that is cheaper. Where they
+// have not come soon lately, or another thread is at it, it returns at once.
+func (c *Channel) Kick(p Poller) {
 	// publish ended with a sequentially consistent store: either the host's worker sees the entry in its second look, or
 	// this load sees the worker.
 	if c.unrung.Swap(0) > 0 && c.look() {
 		c.ring()
 		c.lookers.Add(-1)
 	}
-	if c.armed.Load() || pending != nil {
-		c.attend(pending)
+	if !c.awaited.Load() && (c.armed.Load() || p != nil) {
+		c.attend(p)
 	}
 }
 
@@ -504,34 +509,34 @@ func (c *Channel) arm() {
 }
 
 const (
-	// eagerWait is how long Kick waits for the next completion, and eagerLimit for all of them: a multiple of what waking
-	// a thread takes.
-	eagerWait  = 100 * time.Microsecond
-	eagerLimit = 400 * time.Microsecond
-	// eagerSpin is how much of it Kick looks for a completion without sleeping, where one request at a time has been in
-	// flight so often.
-	eagerSpin = 20 * time.Microsecond
-	lonelyRun = 8
+	// eagerWait is how long Kick looks out for the next completion: a multiple of what waking a thread takes.
+	eagerWait = 50 * time.Microsecond
 	// After eagerTries waits in vain in a row only each eagerProbe-th is made.
 	eagerTries = 4
 	eagerProbe = 64
+	// eagerLooks is how often it looks between two offers of the processor to others. The host, or the client, may be
+	// waiting for just this processor.
+	eagerLooks = 16
 )
 
-// attend looks for completions once or, with pending not nil, until it is 0 or no more come, ends an announcement, and
-// takes what has come meanwhile.
-func (c *Channel) attend(pending *atomic.Int32) {
+// attend carries out completions as Kick says, and ends the announcement that somebody would.
+func (c *Channel) attend(p Poller) {
 	if !c.look() {
 		return
 	}
 	defer c.lookers.Add(-1)
-	if !c.armed.Swap(false) {
-		c.waiting(waitingAttends)
+	if p != nil && p.Pending() > 0 && c.waitPays() && c.awaited.CompareAndSwap(false, true) {
+		if c.armed.CompareAndSwap(false, true) {
+			c.waiting(waitingAttends)
+		}
+		c.await(p)
+		c.awaited.Store(false)
 	}
-	if pending != nil && pending.Load() > 0 && c.waitPays() {
-		c.await(pending)
+	// Who arms after this finds awaited false, and attends itself.
+	if c.armed.Swap(false) {
+		c.waiting(-waitingAttends)
+		c.Reap() // what the host has announced to nobody
 	}
-	c.waiting(-waitingAttends)
-	c.Reap()
 }
 
 // waitPays guesses, from the waits before, whether the next one will be worth it.
@@ -544,61 +549,32 @@ func (c *Channel) waitPays() bool {
 	return n%eagerProbe == 0
 }
 
-// await carries out completions until pending is 0, or the next one does not come in time. It is counted in attending.
-func (c *Channel) await(pending *atomic.Int32) {
-	start := time.Now()
-	for spun := false; c.sent.Load() > 0; {
-		mine := pending.Load()
-		n := c.tryReap()
-		if n < 0 && time.Since(start) < eagerLimit {
-			osyield() // the others have it in hand
-			continue
-		}
-		if n > 0 {
-			if n > int(mine-pending.Load()) {
-				c.rouse()
-			}
-			if pending.Load() <= 0 {
-				c.inVain.Store(0)
-				return
-			}
-			continue
-		}
-		if pending.Load() <= 0 {
+// await carries out completions until nothing of p is pending, or the next one does not come in time.
+func (c *Channel) await(p Poller) {
+	for since := time.Now(); c.sent.Load() > 0; {
+		reaped := c.posted() && c.tryReap() > 0
+		if p.Pending() <= 0 {
+			c.inVain.Store(0)
 			return
 		}
-		if !spun && c.lonely.Load() > lonelyRun {
-			spun = true
-			for begin := time.Now(); !c.posted() && time.Since(begin) < eagerSpin; {
-				for i := 0; i < 16 && !c.posted(); i++ {
-					pause()
-				}
-			}
+		began := p.Poll()
+		if reaped {
+			since = time.Now()
+		}
+		if reaped || began {
 			continue
 		}
-		if !c.rest(pending) || time.Since(start) > eagerLimit {
+		for i := 0; i < eagerLooks && !c.posted(); i++ {
+			pause()
+		}
+		if c.posted() {
+			continue
+		}
+		if time.Since(since) > eagerWait {
 			c.inVain.Add(1)
 			return
 		}
-	}
-}
-
-// rest sleeps until the next completion, or until somebody else has ended what pending counts, and reports whether that
-// has come in time.
-func (c *Channel) rest(pending *atomic.Int32) bool {
-	bell := c.complete.load32(offEagerBell)
-	c.waiting(waitingRests)
-	if !c.posted() && pending.Load() > 0 {
-		c.complete.futexRest(offEagerBell, bell, eagerWait)
-	}
-	c.waiting(-waitingRests)
-	return c.posted() || pending.Load() <= 0 || c.complete.load32(offEagerBell) != bell
-}
-
-// rouse wakes those who rest: they may have nothing to wait for any more. For those who may look.
-func (c *Channel) rouse() {
-	if resting := c.submit.load32(offCQWaiting) / waitingRests % 0x8000; resting > 0 {
-		c.complete.futexWake(offEagerBell, int(resting))
+		osyield()
 	}
 }
 
@@ -611,12 +587,7 @@ func (c *Channel) posted() bool {
 // Reap takes every completion that the host has posted, calls Done for each, and returns how many it was.
 func (c *Channel) Reap() int {
 	c.reapMu.Lock()
-	n := c.reapLocked()
-	if n > 0 && c.look() {
-		c.rouse()
-		c.lookers.Add(-1)
-	}
-	return n
+	return c.reapLocked()
 }
 
 // tryReap is Reap that does not wait for another one that is under way: -1.

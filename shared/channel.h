@@ -35,10 +35,8 @@ enum tcmur_op {
 	TCMUR_OP_ZERO = 5,  /* no payload; the range reads back zeroes */
 };
 
-/* Nothing else was in flight when this was sent: what comes next, if anything, comes soon after its completion. */
-#define TCMUR_SQE_ALONE 1u
 /* A READ whose data need not be copied if the device's contents are in memory that the front has: see TCMUR_CQE_IN_PLACE. */
-#define TCMUR_SQE_IN_PLACE 2u
+#define TCMUR_SQE_IN_PLACE 1u
 
 /* Submission queue entry. Written by the front. */
 struct tcmur_sqe {
@@ -73,30 +71,11 @@ struct tcmur_cqe {
 };
 
 /*
- * cq_waiting is a sum. Threads that attend to completions take them soon without being woken, except for those of them
- * that rest: they sleep on cq_eager_bell, or are about to. When nobody attends, the completion thread has to be woken if
- * it is asleep on cq_bell, or about to be.
+ * cq_waiting is a sum. While a thread attends to completions it takes them without being woken. Otherwise the completion
+ * thread has to be woken if it is asleep on cq_bell, or about to be.
  */
-#define TCMUR_WAITING_ASLEEP 1u        /* the completion thread, of which there is one */
-#define TCMUR_WAITING_RESTS 2u         /* each thread that rests */
-#define TCMUR_WAITING_ATTENDS 0x10000u /* each thread that attends, resting or not */
-
-enum tcmur_wake {
-	TCMUR_WAKE_NOBODY,
-	TCMUR_WAKE_EAGER,
-	TCMUR_WAKE_CALM
-};
-
-static inline enum tcmur_wake tcmur_whom_to_wake(uint32_t waiting)
-{
-	uint32_t rest = waiting / TCMUR_WAITING_RESTS % 0x8000;
-
-	if (waiting / TCMUR_WAITING_ATTENDS > rest)
-		return TCMUR_WAKE_NOBODY;
-	if (rest)
-		return TCMUR_WAKE_EAGER;
-	return waiting & TCMUR_WAITING_ASLEEP ? TCMUR_WAKE_CALM : TCMUR_WAKE_NOBODY;
-}
+#define TCMUR_WAITING_ASLEEP 1u  /* the completion thread, of which there is one */
+#define TCMUR_WAITING_ATTENDS 2u /* some thread attends */
 
 /* Head of the submit segment. Written by the front. */
 struct tcmur_submit {
@@ -107,7 +86,7 @@ struct tcmur_submit {
 	uint8_t pad0[40];
 	_Atomic uint32_t sq_bell; /*  64: futex: changed by the front before it wakes sleeping workers */
 	uint8_t pad1[60];
-	_Atomic uint32_t cq_waiting; /* 128: who waits for completions, and how: tcmur_whom_to_wake() */
+	_Atomic uint32_t cq_waiting; /* 128: who waits for completions: TCMUR_WAITING_* */
 	uint8_t pad2[4096 - 132];
 	struct tcmur_sqe sq[TCMUR_RING_ENTRIES]; /* 4096 */
 };
@@ -115,9 +94,8 @@ struct tcmur_submit {
 /* Head of the complete segment. Written by the host. */
 struct tcmur_complete {
 	uint8_t pad0[64];
-	_Atomic uint32_t cq_bell;       /*  64: futex: changed by the host before it wakes the front */
-	_Atomic uint32_t cq_eager_bell; /*  68: the same, for eager waiters */
-	uint8_t pad1[56];
+	_Atomic uint32_t cq_bell; /*  64: futex: changed by the host before it wakes the front */
+	uint8_t pad1[60];
 	_Atomic uint32_t sq_sleepers; /* 128: workers asleep, or about to be, on sq_bell */
 	uint8_t pad2[60];
 	uint8_t robust[64]; /* 192: reserved for a robust mutex that a host thread holds for life */

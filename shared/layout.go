@@ -32,14 +32,12 @@ const (
 // Summands of cq_waiting.
 const (
 	waitingAsleep  = 1
-	waitingRests   = 2
-	waitingAttends = 0x10000
+	waitingAttends = 2
 )
 
 // Offsets in the head of the complete segment. Written by the host.
 const (
 	offCQBell     = 64
-	offEagerBell  = 68
 	offSQSleepers = 128
 	offRobust     = 192
 )
@@ -57,11 +55,8 @@ const (
 	sqeFlags   = 48
 )
 
-// Flags in sqeFlags.
-const (
-	flagAlone      = 1 // nothing else was in flight when the request was sent
-	flagMayInPlace = 2 // a read whose data need not be copied: see flagInPlace
-)
+// flagMayInPlace in sqeFlags: a read whose data need not be copied; see flagInPlace.
+const flagMayInPlace = 1
 
 // Offsets in a completion queue entry.
 const (

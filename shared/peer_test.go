@@ -87,18 +87,10 @@ func (p *peer) post(tag, gen uint32, sts int32, errno uint32) {
 	p.complete.store32(base+cqeSTS, uint32(sts))
 	p.complete.store32(base+cqeError, errno)
 	p.complete.store64(base+cqeSeq, p.tail)
-	waiting := p.submit.load32(offCQWaiting)
-	bell, resting := offCQBell, waiting/waitingRests%0x8000
-	switch {
-	case waiting/waitingAttends > resting:
-		return
-	case resting > 0:
-		bell = offEagerBell
-	case waiting&waitingAsleep == 0:
-		return
+	if p.submit.load32(offCQWaiting) == waitingAsleep {
+		atomic.AddUint32(p.complete.word32(offCQBell), 1)
+		p.complete.futexWake(offCQBell, 1)
 	}
-	atomic.AddUint32(p.complete.word32(bell), 1)
-	p.complete.futexWake(bell, 1)
 }
 
 // payload is the request's piece of the arena.

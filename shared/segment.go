@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -97,14 +96,6 @@ func (s *segment) put64(off int, v uint64) { *s.word64(off) = v }
 // know that this thread blocks.
 func (s *segment) futexWait(off int, want uint32) {
 	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(s.word32(off))), futexWait, uintptr(want), 0, 0, 0)
-}
-
-// futexRest is futexWait for at most the given time, which must be short: the scheduler does not learn of it, which
-// makes it cheap.
-func (s *segment) futexRest(off int, want uint32, limit time.Duration) {
-	timeout := unix.NsecToTimespec(int64(limit))
-	_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(s.word32(off))), futexWait, uintptr(want),
-		uintptr(unsafe.Pointer(&timeout)), 0, 0)
 }
 
 // futexWake wakes at most n sleepers of the word. It never blocks, so it does without the scheduler's bookkeeping.

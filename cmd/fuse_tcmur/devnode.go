@@ -4,11 +4,11 @@ package main
 
 import (
 	"context"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/fuse-tcmur/fuse_tcmur/fusetree"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin"
+	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
 // deviceMode is the mode of device nodes: like block devices, they are not for everybody to read.
@@ -38,7 +38,7 @@ type device interface {
 	Landing() *plugin.Landing
 	StartLanded(landing *plugin.Landing, n int, off int64, done plugin.Completion) bool
 	StartFlush(done plugin.Completion) bool
-	Commit(pending *atomic.Int32)
+	Commit(p shared.Poller)
 	Flush() error
 	FlushFailures() uint64
 	Discard(off, n int64) error
@@ -129,7 +129,7 @@ func (n *deviceNode) buffer() fusetree.Buffer {
 	return nil
 }
 
-func (n *deviceNode) commit(_ *fusetree.Node, pending *atomic.Int32) { n.device.Commit(pending) }
+func (n *deviceNode) commit(_ *fusetree.Node, p fusetree.Poller) { n.device.Commit(p) }
 
 func (n *deviceNode) read(_ *fusetree.File, p []byte, off int64) (int, error) {
 	return n.device.ReadAt(p, off)

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -19,6 +18,7 @@ import (
 
 	"github.com/fuse-tcmur/fuse_tcmur/fusetree"
 	"github.com/fuse-tcmur/fuse_tcmur/plugin"
+	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
 // fakeLibrary stands for libtcmur without host processes. Any subtype but "nosuch" can be loaded.
@@ -239,7 +239,7 @@ func (d *fakeDevice) StartRead(int, int64, plugin.Completion) bool     { return 
 func (d *fakeDevice) StartWrite([]byte, int64, plugin.Completion) bool { return false }
 func (d *fakeDevice) Landing() *plugin.Landing                         { return nil }
 func (d *fakeDevice) StartFlush(plugin.Completion) bool                { return false }
-func (d *fakeDevice) Commit(*atomic.Int32)                             {}
+func (d *fakeDevice) Commit(shared.Poller)                             {}
 
 func (d *fakeDevice) StartLanded(*plugin.Landing, int, int64, plugin.Completion) bool { return false }
 

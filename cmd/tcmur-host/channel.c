@@ -155,23 +155,14 @@ static _Thread_local unsigned int unrung;
 
 void channel_ring(void)
 {
-	_Atomic uint32_t *bell = &complete->cq_bell;
-
 	if (!unrung)
 		return;
 	unrung = 0;
 	atomic_thread_fence(memory_order_seq_cst);
-	switch (tcmur_whom_to_wake(__atomic_load_n((const uint32_t *)&submit->cq_waiting, __ATOMIC_RELAXED))) {
-	case TCMUR_WAKE_NOBODY:
+	if (__atomic_load_n((const uint32_t *)&submit->cq_waiting, __ATOMIC_RELAXED) != TCMUR_WAITING_ASLEEP)
 		return;
-	case TCMUR_WAKE_EAGER:
-		bell = &complete->cq_eager_bell;
-		break;
-	case TCMUR_WAKE_CALM:
-		break;
-	}
-	atomic_fetch_add_explicit(bell, 1, memory_order_release);
-	futex(bell, FUTEX_WAKE, 1);
+	atomic_fetch_add_explicit(&complete->cq_bell, 1, memory_order_release);
+	futex(&complete->cq_bell, FUTEX_WAKE, 1);
 }
 
 void channel_defer_bell(bool defer)

@@ -11,9 +11,10 @@
  * after all, the others sleep until the front pushes the next request or, at the latest, until its clock ticks
  * (Channel.Tick).
  *
- * One idle worker at most watches the ring without sleeping (spins), for a short time after a request that was alone in
- * flight: its client is waiting for it, and waking a thread costs more than serving a small request does. While it does,
- * sq_sleepers reads 0, and the front rings no bell. At depth the CPU is better left to others.
+ * One idle worker at most watches the ring without sleeping (spins), for a short time after it has run empty: the next
+ * request often follows soon, and waking a thread costs more than serving a small request does. While it does,
+ * sq_sleepers reads 0, and the front rings no bell. It offers the CPU to others all the time; those who make the next
+ * request may be waiting for just this one.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -21,7 +22,7 @@
 #include "host.h"
 
 #define WORKERS_MAX 1024u
-#define SPIN_STEPS 32 /* looks at the ring between two looks at the clock */
+#define SPIN_STEPS 32 /* looks at the ring between two offers of the CPU to others */
 /* Watching in vain so often in a row makes it the exception: only each SPIN_PROBE-th time, until it has paid again. */
 #define SPIN_TRIES 8
 #define SPIN_PROBE 16
@@ -39,13 +40,8 @@ static _Atomic unsigned int spins_in_vain; /* in a row */
 
 void worker_set_spin(unsigned int microseconds)
 {
-	cpu_set_t cpus;
-
 	if (microseconds > 1000)
 		microseconds = 1000;
-	/* Watching would only keep others from running. With more CPUs than cpu_set_t holds there is another one. */
-	if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0 && CPU_COUNT(&cpus) < 2)
-		microseconds = 0;
 	atomic_store(&spin_limit_ns, microseconds * 1000);
 }
 
@@ -90,13 +86,16 @@ static bool spin(struct submission *sub)
 	pthread_mutex_unlock(&idle_lock);
 
 	start = clock_ns();
-	do {
+	for (;;) {
 		for (int i = 0; i < SPIN_STEPS && !found; i++) {
 			found = channel_pop(sub);
 			if (!found)
 				cpu_relax();
 		}
-	} while (!found && clock_ns() - start < limit);
+		if (found || clock_ns() - start >= limit)
+			break;
+		sched_yield();
+	}
 
 	if (found)
 		atomic_store_explicit(&spins_in_vain, 0, memory_order_relaxed);
@@ -181,7 +180,7 @@ static void *worker_main(void *arg)
 	struct submission sub;
 	struct request *req;
 	struct pace batch = { 0 };
-	bool alone = true, quick = false;
+	bool quick = false;
 
 	(void)arg;
 	crash_thread_start();
@@ -191,13 +190,12 @@ static void *worker_main(void *arg)
 			channel_ring();
 			if (quick)
 				pace_end(&batch);
-			while (!(alone && spin(&sub)) && !sleep_on_bell(&sub) && !channel_pop(&sub))
+			while (!spin(&sub) && !sleep_on_bell(&sub) && !channel_pop(&sub))
 				;
 			quick = pace_is_quick();
 			if (quick)
 				pace_begin(&batch);
 		}
-		alone = sub.flags & TCMUR_SQE_ALONE;
 		if (quick) {
 			pass_the_watch(QUICK_BACKLOG);
 		} else {
