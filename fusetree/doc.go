@@ -50,5 +50,6 @@
 // into both and knows nothing of how requests arrive. They do so by one of two transports: devfuse.go reads them from
 // /dev/fuse, and uring.go takes them from io_uring, with entries (ringentry.go) on rings (iouring.go). Both stand on
 // connection.go, and on the fast path of reads and writes (Ops.Start) in io.go. notify.go tells the kernel what to
-// forget; run.go and mount.go mount, serve and unmount.
+// forget, and writeback.go what it should know of sizes when it caches writes; run.go and mount.go mount, serve and
+// unmount.
 package fusetree

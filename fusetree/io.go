@@ -104,6 +104,9 @@ func (c *connection) startIO(
 	if f == nil || f.Node.ops.Start == nil || f.Node.gone.Load() {
 		return nil, false
 	}
+	if kind == Write && c.tree.opts.WritebackCache && f.Node.overruns(arg.offset, int(arg.size), arg.ioFlags) {
+		return nil, false
+	}
 	r := c.get()
 	if b.pending == nil {
 		b.pending = new(atomic.Int32)

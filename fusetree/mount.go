@@ -30,9 +30,9 @@ type mountID struct {
 	unique       uint64 // the same as mount before Linux 6.8
 }
 
-// newMount mounts on the directory path and returns the descriptor on which the kernel sends its requests, beginning
-// with INIT. Nothing can use the mount before that has been answered.
-func newMount(path string, opts *fuse.MountOptions) (*mount, int, error) {
+// newMount mounts on path, a directory or, with file set, a regular file, and returns the descriptor on which the
+// kernel sends its requests, beginning with INIT. Nothing can use the mount before that has been answered.
+func newMount(path string, file bool, opts *fuse.MountOptions) (*mount, int, error) {
 	st, err := os.Stat(path)
 	if err == nil {
 		path, err = filepath.EvalSymlinks(path) // umount(2) must mean what mount(2) meant
@@ -42,12 +42,14 @@ func newMount(path string, opts *fuse.MountOptions) (*mount, int, error) {
 		return nil, -1, fmt.Errorf("a dead FUSE mount is on %s, remove it with umount: %w", path, err)
 	case err != nil:
 		return nil, -1, fmt.Errorf("mount point: %w", err)
-	case !st.IsDir():
+	case !file && !st.IsDir():
 		return nil, -1, fmt.Errorf("mount point %s: %w", path, syscall.ENOTDIR)
+	case file && !st.Mode().IsRegular():
+		return nil, -1, fmt.Errorf("mount point %s is no regular file: %w", path, syscall.EINVAL)
 	}
 	var fd int
 	if os.Geteuid() == 0 {
-		fd, err = mountAsRoot(path, opts)
+		fd, err = mountAsRoot(path, file, opts)
 	} else {
 		fd, err = mountAsUser(path, opts)
 	}
@@ -65,13 +67,17 @@ func newMount(path string, opts *fuse.MountOptions) (*mount, int, error) {
 
 // mountAsRoot calls mount(2). The descriptor is not inherited by child processes, which would keep the connection alive
 // after a crash of this one.
-func mountAsRoot(path string, opts *fuse.MountOptions) (int, error) {
+func mountAsRoot(path string, file bool, opts *fuse.MountOptions) (int, error) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open /dev/fuse (is the fuse module there?): %w", err)
 	}
+	rootMode := syscall.S_IFDIR
+	if file {
+		rootMode = syscall.S_IFREG
+	}
 	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,allow_other,default_permissions,max_read=%d",
-		fd, syscall.S_IFDIR, os.Geteuid(), os.Getegid(), opts.MaxWrite)
+		fd, rootMode, os.Geteuid(), os.Getegid(), opts.MaxWrite)
 	err = unix.Mount(opts.FsName, path, "fuse."+opts.Name, unix.MS_NOSUID|unix.MS_NODEV, data)
 	if err != nil {
 		_ = unix.Close(fd)
@@ -123,12 +129,17 @@ func receiveDescriptor(socket int) (int, error) {
 // mountAt identifies the mount that is on top at path, without asking its file system, which may be dead or not yet be
 // served.
 func mountAt(path string) (mountID, error) {
-	const flags = unix.AT_STATX_DONT_SYNC | unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
+	return mountOf(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
+}
+
+// mountOf is mountAt for a path from a directory, or a file, as statx(2) has it.
+func mountOf(dir int, path string, flags int) (mountID, error) {
+	flags |= unix.AT_STATX_DONT_SYNC
 	var st, unique unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_MNT_ID, &st)
+	err := unix.Statx(dir, path, flags, unix.STATX_MNT_ID, &st)
 	if err == nil {
 		unique = st
-		err = unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE, &unique)
+		err = unix.Statx(dir, path, flags, unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE, &unique)
 	}
 	if err != nil {
 		return mountID{}, &os.PathError{Op: "statx", Path: path, Err: err}
@@ -176,6 +187,12 @@ func (m *mount) probe() {
 	}
 	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 	_ = unix.Close(fd)
+}
+
+// probeFile is probe for a mount on a file, which it does not open: that would reach the node.
+func (m *mount) probeFile() {
+	var st unix.Statx_t
+	_ = unix.Statx(unix.AT_FDCWD, m.path, unix.AT_STATX_FORCE_SYNC|unix.AT_SYMLINK_NOFOLLOW, unix.STATX_SIZE, &st)
 }
 
 // unmount takes the mount away; with force also if it is in use. It is no error if somebody else did.

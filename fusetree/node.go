@@ -53,6 +53,8 @@ type Node struct {
 
 	attrMu sync.Mutex // guards attr
 	attr   attributes
+
+	writeback
 }
 
 // attributes are what stat(2) shows.
@@ -83,6 +85,16 @@ func newNode(t *Tree, id uint64, name string, parent *Node, mode uint32) *Node {
 			ctime:     now,
 		},
 	}
+}
+
+// newFile makes a regular file that is in no directory yet.
+func newFile(t *Tree, id uint64, name string, parent *Node, mode uint32, ops *Ops, data any) *Node {
+	n := newNode(t, id, name, parent, mode)
+	if n.ops = ops; ops == nil {
+		n.ops = noOps
+	}
+	n.data = data
+	return n
 }
 
 // newDirectory makes an empty directory that is in no directory yet.
@@ -152,12 +164,18 @@ func (n *Node) UpdateOwner(uid, gid uint32) {
 	n.update(func(a *attributes) { a.owner = fuse.Owner{Uid: uid, Gid: gid} })
 }
 
-// UpdateSize sets the size of a file in bytes. It panics if size is negative.
+// UpdateSize sets the size of a file in bytes. It panics if size is negative. With Options.WritebackCache the kernel
+// drops what it has of the file beyond the size, and it must not be called from operations other than Truncate and
+// Fallocate.
 func (n *Node) UpdateSize(size int64) {
 	if size < 0 {
 		panic("fusetree: UpdateSize: negative size")
 	}
 	n.update(func(a *attributes) { a.size = size })
+	n.limit.Store(size)
+	if n.tree.opts.WritebackCache && n.resizing.Load() == 0 {
+		n.tree.tellSize(n)
+	}
 }
 
 // UpdateMTime sets the modification time of the node to now. Nothing else does when a file is written. The kernel then

@@ -81,9 +81,9 @@ func (t *Tree) notify(what string, n *Node, send func() fuse.Status) bool {
 		switch st {
 		case fuse.OK:
 		case fuse.ENOENT: // the kernel does not remember it: as good
-		case fuse.ENODEV, fuse.EBADF, fuse.Status(syscall.ENOTCONN): // unmounted meanwhile
+		case fuse.ENODEV, fuse.EBADF, fuse.Status(syscall.ECONNABORTED), fuse.Status(syscall.ENOTCONN): // unmounted meanwhile
 		default:
-			t.log.Warn("kernel did not accept an invalidation", "what", what, "node", n.Path(), "error", st)
+			t.log.Warn("kernel did not accept a message", "what", what, "node", n.Path(), "error", st)
 		}
 	}()
 	patience := time.NewTimer(noticePatience)
@@ -92,7 +92,7 @@ func (t *Tree) notify(what string, n *Node, send func() fuse.Status) bool {
 	case ok := <-done:
 		return ok
 	case <-patience.C:
-		t.log.Warn("kernel is slow to accept an invalidation, not waiting any longer", "what", what, "node", n.Path())
+		t.log.Warn("kernel is slow to act on a message, not waiting any longer", "what", what, "node", n.Path())
 		return false
 	}
 }

@@ -38,6 +38,10 @@ type Ops struct {
 	// Write writes p at byte offset off and returns the number of bytes written. An error after some bytes is not
 	// reported, the bytes are. Without it write(2) fails with EINVAL. With O_APPEND the kernel chooses off, by the
 	// node's size.
+	//
+	// With Options.WritebackCache it is called for DirectIO opens when they write, for others at any time, with f any of
+	// the files that are open for writing, and never beyond the node's size: such writes fail with ENOSPC, which fsync(2)
+	// and close(2) report, and as far as possible the writer's next write(2).
 	Write func(f *File, p []byte, off int64, flags WriteFlags) (int, error)
 
 	// Start is asked before Read, Write and Fsync. It may begin the request and return true, and r.Complete then ends it
@@ -111,6 +115,7 @@ type File struct {
 	// drops it.
 	KeepCache bool
 
+	opened  uint64 // opens of the node up to this one
 	handle  uint64 // index in the tree's handle table; not 0 once open
 	flushed bool   // under Tree.mu: a close(2) has been seen
 }

@@ -106,6 +106,9 @@ func (r *rawFS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut
 	if n == nil {
 		return fuse.Status(syscall.ESTALE)
 	}
+	if r.t.opts.WritebackCache && in.Flags()&fuse.FUSE_GETATTR_FH != 0 && n.refuses(r.t.files.get(in.Fh())) {
+		return fuse.Status(syscall.ENOSPC)
+	}
 	n.fillAttr(&out.Attr)
 	out.SetTimeout(cacheTimeout)
 	return fuse.OK
@@ -176,7 +179,11 @@ func (r *rawFS) truncate(n *Node, in *fuse.SetAttrIn, size int64) fuse.Status {
 		return fuse.EINVAL
 	case n.ops.Truncate == nil:
 		return fuse.OK
+	case r.t.opts.WritebackCache && size == n.Size():
+		return fuse.OK // tellSize; and if it is a user, then what the kernel took without room is all that is cut off
 	}
+	n.resizing.Add(1) // the reply tells the kernel of the size
+	defer n.resizing.Add(-1)
 	return r.t.status(n, "truncate", n.ops.Truncate(f, size))
 }
 
@@ -279,7 +286,7 @@ func (r *rawFS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	n.opens++ // before the node's Open runs, so that Remove cannot succeed meanwhile
 	r.t.mu.Unlock()
 
-	f := &File{Node: n, Flags: in.Flags}
+	f := &File{Node: n, Flags: in.Flags, opened: n.opened.Add(1)}
 	if st := r.open(f); !st.Ok() {
 		r.t.closed(f)
 		return st
@@ -350,6 +357,9 @@ func (r *rawFS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32,
 	write := f.Node.ops.Write
 	if write == nil {
 		return 0, fuse.EINVAL
+	}
+	if r.t.opts.WritebackCache && f.Node.overruns(in.Offset, len(data), in.WriteFlags) {
+		return 0, r.writeOverrun(f, in, data)
 	}
 	n, err := write(f, data, int64(in.Offset), WriteFlags(in.Flags))
 	if n < 0 || n > len(data) {
@@ -486,6 +496,8 @@ func (r *rawFS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	case f.Node.ops.Fallocate == nil:
 		return fuse.ENOTSUP
 	}
+	f.Node.resizing.Add(1) // the kernel takes the size from the request
+	defer f.Node.resizing.Add(-1)
 	return r.t.status(f.Node, "fallocate", f.Node.ops.Fallocate(f, in.Mode, int64(in.Offset), int64(in.Length)))
 }
 

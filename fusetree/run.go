@@ -27,14 +27,18 @@ const maxReadAhead = 1 << 20
 
 // serverOptions are the settings of the FUSE connection.
 func (t *Tree) serverOptions() *fuse.MountOptions {
+	// Without the first direct I/O is one request at a time, without the second DirectIO files have no shared mappings.
+	capabilities := uint64(fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP)
+	if t.opts.WritebackCache {
+		capabilities |= fuse.CAP_WRITEBACK_CACHE
+	}
 	return &fuse.MountOptions{
-		FsName:        t.opts.FsName,
-		Name:          t.opts.FsType,
-		MaxBackground: t.opts.MaxBackground,
-		MaxWrite:      t.opts.MaxWrite,
-		MaxReadAhead:  maxReadAhead,
-		// Without the first direct I/O is one request at a time, without the second DirectIO files have no shared mappings.
-		ExtraCapabilities: fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
+		FsName:            t.opts.FsName,
+		Name:              t.opts.FsType,
+		MaxBackground:     t.opts.MaxBackground,
+		MaxWrite:          t.opts.MaxWrite,
+		MaxReadAhead:      maxReadAhead,
+		ExtraCapabilities: capabilities,
 		DisableXAttrs:     true, // raw.go, GetXAttr
 		// Replies come from memory: splice would only copy them into a pipe first.
 		DisableSplice:      true,
@@ -47,11 +51,25 @@ func (t *Tree) serverOptions() *fuse.MountOptions {
 	}
 }
 
+// probe returns when the mount has answered, or its connection ended.
+func (t *Tree) probe() {
+	if t.root.dir {
+		t.mnt.probe()
+		return
+	}
+	if t.opts.WritebackCache {
+		// The kernel has made the root before it knew anything of it, and believes that it is empty.
+		t.tellSize(t.root)
+	}
+	t.mnt.probeFile()
+}
+
 // Run mounts the tree and serves it until it is unmounted, by Unmount, Abort or from outside, and the last file on it
 // is closed. It returns nil then; by that time every open file has been released. It runs once: EALREADY for a second
 // call. After a call of Unmount it returns nil without mounting.
 //
-// ENOENT, ENOTDIR: the mount point does not exist or is not a directory. ECONNABORTED: the connection to the kernel was
+// ENOENT, ENOTDIR: the mount point does not exist or is not a directory. EINVAL: it is to be a regular file (InitFile)
+// and is not. ECONNABORTED: the connection to the kernel was
 // aborted from outside; Run has removed the dead mount. With IOUringOn, errors that say why it is not possible:
 // EOPNOTSUPP, ENOSYS, EPERM, ENOMEM. Other errors are those of mount(2).
 //
@@ -64,7 +82,7 @@ func (t *Tree) Run() error {
 	probed := make(chan struct{})
 	go func() {
 		defer close(probed)
-		t.mnt.probe()
+		t.probe()
 		close(t.mounted)
 	}()
 	conn.serve()
@@ -86,7 +104,7 @@ func (t *Tree) start() (transport, error) {
 		return nil, nil
 	}
 	opts := t.serverOptions()
-	mnt, fd, err := newMount(t.mountpoint, opts)
+	mnt, fd, err := newMount(t.mountpoint, !t.root.dir, opts)
 	if err != nil {
 		t.state = finished
 		return nil, err

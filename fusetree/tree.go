@@ -49,6 +49,12 @@ type Options struct {
 	// IOUring tells whether requests are to arrive over io_uring; default IOUringOff. That needs Linux 6.14 or later and
 	// the administrator's consent, "echo Y > /sys/module/fuse/parameters/enable_uring", at the time of Run.
 	IOUring IOUringMode
+
+	// WritebackCache lets the kernel keep what is written through the page cache, and send it later and in larger pieces:
+	// before fsync(2) and close(2) return, or when it pleases. It holds for all files of the mount, whose sizes have to be
+	// for the program to decide: the kernel takes writes of any length, and learns only when it sends them that there is
+	// no room. See Node.UpdateSize and Ops.Write.
+	WritebackCache bool
 }
 
 // Tree is a tree of nodes and, while Run runs, its mount.
@@ -76,6 +82,31 @@ type Tree struct {
 // Init makes an empty tree that Run will mount on the directory mountpoint. It does not touch the file system. EINVAL:
 // mountpoint does not start with '/', or it ends in '/'; or an option is out of range.
 func Init(mountpoint string, opts Options) (*Tree, error) {
+	t, err := initTree(mountpoint, opts)
+	if err == nil {
+		t.root = newDirectory(t, rootID, "", nil)
+		t.plant()
+	}
+	return t, err
+}
+
+// InitFile makes a tree that consists of one regular file, which Run will mount on the regular file mountpoint, such
+// as one of another tree. mode, ops and data are as for Add, and so are their errors; otherwise it is as Init. Root
+// returns the file. It lasts as long as the tree.
+func InitFile(mountpoint string, mode uint32, ops *Ops, data any, opts Options) (*Tree, error) {
+	if err := checkMode(mode); err != nil {
+		return nil, fmt.Errorf("%s: %w", mountpoint, err)
+	}
+	t, err := initTree(mountpoint, opts)
+	if err == nil {
+		t.root = newFile(t, rootID, "", nil, mode, ops, data)
+		t.plant()
+	}
+	return t, err
+}
+
+// initTree makes a tree without a root.
+func initTree(mountpoint string, opts Options) (*Tree, error) {
 	if !strings.HasPrefix(mountpoint, "/") || strings.HasSuffix(mountpoint, "/") {
 		return nil, fmt.Errorf("mount point %q must start with '/' and not end in '/': %w", mountpoint, syscall.EINVAL)
 	}
@@ -102,7 +133,7 @@ func Init(mountpoint string, opts Options) (*Tree, error) {
 	if opts.Logger == nil {
 		opts.Logger = hclog.NewNullLogger()
 	}
-	t := &Tree{
+	return &Tree{
 		mountpoint: mountpoint,
 		opts:       opts,
 		log:        opts.Logger,
@@ -110,14 +141,16 @@ func Init(mountpoint string, opts Options) (*Tree, error) {
 		mounted:    make(chan struct{}),
 		nodes:      make(map[uint64]*Node),
 		lastID:     rootID,
-	}
-	t.root = newDirectory(t, rootID, "", nil)
-	t.root.parent = t.root
-	t.nodes[rootID] = t.root
-	return t, nil
+	}, nil
 }
 
-// Root returns the root directory.
+// plant enters the root.
+func (t *Tree) plant() {
+	t.root.parent = t.root
+	t.nodes[rootID] = t.root
+}
+
+// Root returns the root, which is a directory unless the tree was made by InitFile.
 func (t *Tree) Root() *Node { return t.root }
 
 // Exit ends the use of an empty tree: nothing can be added to it any more. EBUSY: the root has children, or the tree is
@@ -144,18 +177,10 @@ func (t *Tree) Exit() error {
 // mode has other bits than 07777 and S_IFREG. EEXIST: parent has a child of this name. ENOTDIR: parent is not a
 // directory. ENOENT: parent was removed. ESHUTDOWN: after Exit.
 func (t *Tree) Add(name string, parent *Node, mode uint32, ops *Ops, data any) (*Node, error) {
-	if mode&^permissions&^syscall.S_IFREG != 0 {
-		return nil, fmt.Errorf("add %q: mode %#o is not that of a regular file: %w", name, mode, syscall.EINVAL)
+	if err := checkMode(mode); err != nil {
+		return nil, fmt.Errorf("add %q: %w", name, err)
 	}
-	if ops == nil {
-		ops = noOps
-	}
-	n, err := t.insert(name, parent, func(id uint64) *Node {
-		n := newNode(t, id, name, parent, mode)
-		n.ops = ops
-		n.data = data
-		return n
-	})
+	n, err := t.insert(name, parent, func(id uint64) *Node { return newFile(t, id, name, parent, mode, ops, data) })
 	if err != nil {
 		return nil, fmt.Errorf("add %q: %w", name, err)
 	}
@@ -269,6 +294,14 @@ func (t *Tree) Lookup(path string) *Node {
 		}
 	}
 	return n
+}
+
+// checkMode accepts the mode of a regular file.
+func checkMode(mode uint32) error {
+	if mode&^permissions&^syscall.S_IFREG != 0 {
+		return fmt.Errorf("mode %#o is not that of a regular file: %w", mode, syscall.EINVAL)
+	}
+	return nil
 }
 
 // checkName accepts what can name a child.

@@ -112,7 +112,7 @@ func TestIOUringRegistrationFails(t *testing.T) {
 		opts := s.serverOptions()
 		restore := uringtest.Enable(t)
 		defer restore()
-		mnt, fd, err := newMount(s.dir, opts)
+		mnt, fd, err := newMount(s.dir, false, opts)
 		if err != nil {
 			t.Fatal(err)
 		}

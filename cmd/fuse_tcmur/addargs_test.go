@@ -91,7 +91,7 @@ func TestParseAddErrors(t *testing.T) {
 		{"0 timeout=-1 /ram/@", syscall.EINVAL, "at most 24h"},
 		{"0 timeout=48h /ram/@", syscall.EINVAL, "at most 24h"},
 		{"0 timeout=NaN /ram/@", syscall.EINVAL, "not a time"},
-		{"0 cache=some /ram/@", syscall.EINVAL, "cache: \"some\": must be one of none, readahead"},
+		{"0 cache=some /ram/@", syscall.EINVAL, "cache: \"some\": must be one of none, readahead, writeback"},
 		{"0 cache=none cache=none /ram/@", syscall.EINVAL, "given twice"},
 		{"0 retain=0 /ram/@", syscall.EINVAL, "retain"},
 	} {

@@ -19,18 +19,21 @@ const (
 	// cacheReadahead: reads are cached and made ahead of time, writes go to the handler at once.
 	cacheReadahead cacheMode = "readahead"
 
+	// cacheWriteback: writes are cached, too, and go to the handler later and in larger pieces (cover.go).
+	cacheWriteback cacheMode = "writeback"
+
 	// cacheDefault is as docs/performance.md explains.
 	cacheDefault = cacheReadahead
 )
 
 // cacheModes are all of them.
-var cacheModes = []string{string(cacheNone), string(cacheReadahead)}
+var cacheModes = []string{string(cacheNone), string(cacheReadahead), string(cacheWriteback)}
 
 // cacheOptions are the options of "add" that are for the kernel's caching.
 func cacheOptions() []addOption[cacheMode] {
 	return []addOption[cacheMode]{{
 		"cache", strings.Join(cacheModes, "|"),
-		"what the kernel caches without O_DIRECT: nothing, or what was read (the default)", setCache,
+		"what the kernel caches without O_DIRECT: nothing, what was read (the default), or writes as well", setCache,
 	}}
 }
 

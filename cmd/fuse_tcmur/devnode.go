@@ -53,7 +53,8 @@ type device interface {
 type deviceNode struct {
 	device device
 	gate   *gate
-	node   *fusetree.Node // set when the node is in the tree
+	node   *fusetree.Node        // set when the node is in the tree
+	cover  atomic.Pointer[cover] // what is mounted over it; nil if nothing ever was
 	// args are what add was given, and sizeAtAdd is the size in bytes that came of it.
 	args       addArgs
 	sizeAtAdd  int64

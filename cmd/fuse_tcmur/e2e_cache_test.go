@@ -8,10 +8,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // cacheModes are the values of the option cache= of add.
-var cacheModes = []string{"none", "readahead"}
+var cacheModes = []string{"none", "readahead", "writeback"}
 
 // TestE2ECacheModes: each mode lets just so many reads and writes through to the handler as it says, shows what it is,
 // and is saved. A loop device works on each, with and without direct I/O.
@@ -24,7 +26,7 @@ func TestE2ECacheModes(t *testing.T) {
 		mode string
 		// Requests that reach the handler for 64 times 4 KiB written, then read twice.
 		writes, reads int
-	}{{"none", 64, 128}, {"readahead", 64, 0}} {
+	}{{"none", 64, 128}, {"readahead", 64, 0}, {"writeback", 1, 0}} {
 		r := f.record(i, "cache="+tt.mode)
 		file := r.open(r.device, os.O_RDWR)
 		r.news()
@@ -32,6 +34,9 @@ func TestE2ECacheModes(t *testing.T) {
 			if _, err := file.WriteAt(pattern(4096, byte(page)), page*4096); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if err := unix.Fdatasync(int(file.Fd())); err != nil {
+			t.Error(err)
 		}
 		if got := count(r.news(), "write:"); got != tt.writes {
 			t.Errorf("%s: %d writes reached the handler, want %d", tt.mode, got, tt.writes)

@@ -71,14 +71,18 @@ func (q *qemuIO) answer() string {
 
 // TestE2EResize makes a device larger and smaller while a loop device and qemu have it open.
 func TestE2EResize(t *testing.T) {
-	for _, subtype := range []string{"ram", "file"} {
-		t.Run(subtype, func(t *testing.T) {
+	for _, tt := range []struct{ subtype, cache string }{
+		{"ram", "readahead"}, {"file", "readahead"}, {"ram", "none"}, {"ram", "writeback"},
+	} {
+		t.Run(tt.subtype+"-"+tt.cache, func(t *testing.T) {
+			subtype := tt.subtype
 			t.Parallel()
 			b := newBed(t, 120*time.Second)
 			f := b.start()
 			device := subtype + "000"
 			hostPID := f.load(subtype)
-			f.must("add 0 size=8M /" + subtype + map[string]string{"ram": "/@", "file": "/" + b.TempDir() + "/image"}[subtype])
+			config := map[string]string{"ram": "/ram/@", "file": "/file/" + b.TempDir() + "/image"}[subtype]
+			f.must("add 0 size=8M cache=" + tt.cache + " " + config)
 			loop := b.attach(f.path(device))
 			file := f.open(device, os.O_RDWR)
 			qemu := b.qemu(f.path(device))

@@ -22,6 +22,10 @@ func (f *front) forceRemove(minor int) error {
 
 // detach takes the node of a device out of the tree, also while it is open.
 func (f *front) detach(node *deviceNode) error {
+	if !node.writeBackCovered(forcedWriteBack) {
+		f.log.Warn("what the kernel has not written back is lost", "device", node.device.Name())
+	}
+	f.cutCover(node)
 	if err := f.tree.Detach(node.device.Name(), f.devDir); err != nil {
 		return err
 	}

@@ -40,6 +40,8 @@ type front struct {
 	sys  systemDirs
 	// mountpoint is absolute and has no symbolic links.
 	mountpoint string
+	// mountFile makes a mount of one file, to be run (cover.go).
+	mountFile func(path string, mode uint32, ops *fusetree.Ops, data any) (fileMount, error)
 
 	devDir, sysDir, modulesDir, blockDir, hostsDir *fusetree.Node
 
@@ -166,15 +168,26 @@ func (f *front) remove(ctx context.Context, minor int) error {
 // addNode makes the node of a device that was added with these arguments, and its attributes.
 func (f *front) addNode(device device, args addArgs) error {
 	node := &deviceNode{device: device, gate: f.gate, args: args, sizeAtAdd: device.Size()}
+	ops := node.ops()
+	if node.wantsCover() {
+		ops = node.coveredOps()
+	}
 	var err error
-	node.node, err = f.tree.Add(device.Name(), f.devDir, args.access.permissions(deviceMode), node.ops(), node)
+	node.node, err = f.tree.Add(device.Name(), f.devDir, args.access.permissions(deviceMode), ops, node)
 	if err != nil {
 		return err
 	}
 	args.access.apply(node.node)
-	device.OnResize(node.node.UpdateSize)
+	device.OnResize(node.updateSize)
 	node.node.UpdateBlockSize(device.BlockSize())
-	if node.attributes, err = f.showDevice(node); err != nil {
+	if node.wantsCover() {
+		err = f.coverNode(node)
+	}
+	if err == nil {
+		node.attributes, err = f.showDevice(node)
+	}
+	if err != nil {
+		f.cutCover(node)
 		return errors.Join(err, f.tree.Detach(device.Name(), f.devDir))
 	}
 	f.mu.Lock()
@@ -193,7 +206,10 @@ func (f *front) removeNode(ctx context.Context, node *deviceNode) error {
 	retry := time.NewTicker(10 * time.Millisecond)
 	defer retry.Stop()
 	for {
-		err := f.tree.Remove(name, f.devDir)
+		err := f.uncover(node)
+		if err == nil {
+			err = f.tree.Remove(name, f.devDir)
+		}
 		if err == nil {
 			f.forgetNode(node)
 			return nil
@@ -204,7 +220,7 @@ func (f *front) removeNode(ctx context.Context, node *deviceNode) error {
 		select {
 		case <-retry.C:
 		case <-ctx.Done():
-			users := f.describeOpen(name, node.node.OpenCount())
+			users := f.describeOpen(name, node.file().OpenCount())
 			return failf(syscall.EBUSY, "%s; unmount or close it first", users)
 		}
 	}

@@ -97,7 +97,7 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 		name, stats := d.Name(), d.Stats()
 		gauge(sizeMetric, float64(d.Size()), name)
 		gauge(failedMetric, number(d.Failure() != nil), name)
-		gauge(openMetric, float64(node.node.OpenCount()), name)
+		gauge(openMetric, float64(node.file().OpenCount()), name)
 		gauge(retainedMetric, float64(stats.Retained), name)
 		gauge(limitMetric, float64(stats.RetainedLimit), name)
 		gauge(keptMetric, float64(stats.Memory), name)

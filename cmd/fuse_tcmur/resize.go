@@ -35,7 +35,7 @@ func (f *front) resize(ctx context.Context, out io.Writer, minor int, size int64
 		return failf(syscall.ENODEV, "no device has minor %d", minor)
 	}
 	name := node.device.Name()
-	if opens := node.node.OpenCount(); size < node.device.Size() && opens > 0 && !forced {
+	if opens := node.file().OpenCount(); size < node.device.Size() && opens > 0 && !forced {
 		return failf(syscall.EBUSY, "%s; close it first, or cut it off with resize --force", f.describeOpen(name, opens))
 	}
 	if err := node.device.Resize(ctx, size); err != nil {

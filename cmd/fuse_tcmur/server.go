@@ -136,6 +136,13 @@ func newServer(opts *options, stdout io.Writer, signals <-chan os.Signal, log hc
 		point.remove(log)
 		return nil, err
 	}
+	front.mountFile = func(path string, mode uint32, ops *fusetree.Ops, data any) (fileMount, error) {
+		// The other transport has a thread and memory for each processor: too much for each of many devices.
+		return fusetree.InitFile(path, mode, ops, data, fusetree.Options{
+			FsName: fsName, FsType: fsName, Logger: log.Named("fusetree"), MaxWrite: maxWrite, MaxBackground: maxBackground,
+			IOUring: fusetree.IOUringOff, WritebackCache: true,
+		})
+	}
 	s := &server{
 		log:         log,
 		stdout:      stdout,
@@ -216,6 +223,7 @@ func (s *server) mount() error {
 	}
 	go func() {
 		s.runErr = s.tree.Run()
+		s.front.awaitCovers()
 		close(s.ended)
 	}()
 	select {

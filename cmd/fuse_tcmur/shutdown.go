@@ -55,16 +55,26 @@ func (s *server) unmountSoon() error {
 	retry := time.NewTicker(10 * time.Millisecond)
 	defer retry.Stop()
 	for {
-		err := s.tree.Unmount(false)
+		err := s.unmount()
 		if !errors.Is(err, syscall.EBUSY) {
 			return err
 		}
 		select {
 		case <-retry.C:
 		case <-deadline:
+			s.front.coverAll()
 			return err
 		}
 	}
+}
+
+// unmount unmounts everything: first the mounts of single devices, which are on that of the tree. After EBUSY some of
+// these may be gone.
+func (s *server) unmount() error {
+	if err := s.front.uncoverAll(); err != nil {
+		return err
+	}
+	return s.tree.Unmount(false)
 }
 
 // users says what keeps the mount busy.
@@ -92,7 +102,7 @@ func (s *server) unmountAfterExit() {
 	// A release is on its way while the umount is refused, and a shell may have its working directory there.
 	retry := time.NewTicker(20 * time.Millisecond)
 	defer retry.Stop()
-	for s.tree.Unmount(false) != nil {
+	for s.unmount() != nil {
 		if time.Now().After(deadline) {
 			s.log.Warn("unmounting by force: no device is in use, but the mount is", "used_by", s.users())
 			s.cutOff()
@@ -119,6 +129,7 @@ func (s *server) forceUnmount() {
 		}
 	}
 	s.stopTimeout /= 2 // for each of the flush here and the close in the end
+	s.front.eachCovered(func(n *deviceNode) { n.writeBackCovered(forcedWriteBack) })
 	s.flushAll()
 	s.abandon()
 	s.cutOff()
@@ -159,6 +170,7 @@ func (s *server) flushAll() {
 
 // cutOff takes the mount away from whoever uses it.
 func (s *server) cutOff() {
+	s.front.cutCovers()
 	if err := s.tree.Abort(); err != nil {
 		s.log.Warn("cutting the mount's users off", "reason", err)
 	}
@@ -168,7 +180,7 @@ func (s *server) cutOff() {
 // unmountForCleanUp gets the mount out of the way after a failed start.
 func (s *server) unmountForCleanUp() {
 	s.front.gate.shut()
-	if s.tree.Unmount(false) != nil {
+	if s.unmount() != nil {
 		s.cutOff()
 		return
 	}

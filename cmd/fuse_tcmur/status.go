@@ -56,7 +56,7 @@ type deviceStatus struct {
 	BlockSize     int                 `json:"block_size"`
 	State         string              `json:"state"` // running, recovering, failed
 	Failure       string              `json:"failure,omitempty"`
-	Cache         string              `json:"cache"` // none, readahead
+	Cache         string              `json:"cache"` // none, readahead, writeback
 	Since         time.Time           `json:"since"` // of the add
 	OpenCount     int                 `json:"open_count"`
 	InFlight      uint64              `json:"in_flight"`
@@ -145,7 +145,7 @@ func (n *deviceNode) status(state plugin.HandlerState) deviceStatus {
 		Name: d.Name(), Minor: d.Minor(), Handler: d.Handler(), Config: d.Config(), Options: n.args.words,
 		Size: d.Size(), BlockSize: d.BlockSize(), State: string(state), Since: stats.Since,
 		Cache:     string(n.cache()),
-		OpenCount: n.node.OpenCount(), Operations: map[string]opStatus{},
+		OpenCount: n.file().OpenCount(), Operations: map[string]opStatus{},
 		Retained: stats.Retained, RetainedLimit: stats.RetainedLimit, KeptMemory: stats.Memory,
 		Replayed: stats.Replayed, Resent: stats.Resent, ReplayLeft: stats.ReplayLeft, OwnFlushes: stats.OwnFlushes,
 	}
