@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/fuse-tcmur/fuse_tcmur/fusetree"
