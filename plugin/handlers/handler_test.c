@@ -500,6 +500,43 @@ static const char *test_every_callout(void)
 	return NULL;
 }
 
+/* Long writes over what was written before, which are copied differently, with all alignments. */
+static const char *test_ram_long_writes(void)
+{
+	static const size_t lengths[] = { 256 * KIB - 1, 256 * KIB, 256 * KIB + 63, MIB - 1, MIB };
+	static const size_t shifts[] = { 0, 1, 8, 15, 16, 63, 64, 511 };
+	enum {
+		SIZE = 2 << 20
+	};
+	unsigned char *model = allocated(SIZE), *buf = allocated(SIZE);
+	struct tcmu_device dev;
+	unsigned int seed = 4;
+	size_t i, k;
+
+	configure(&dev, 0, "ram/@/2M");
+	must_open(&dev);
+	write_bytes(&dev, 0, SIZE, 0x11);
+	memset(model, 0x11, SIZE);
+	for (i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+		for (k = 0; k < 64; k++) {
+			uint64_t offset = 4096 * (k / 8) + shifts[k % 8];
+			unsigned char *from = buf + random_below(&seed, 65);
+			size_t n;
+
+			for (n = 0; n < lengths[i]; n++)
+				from[n] = (unsigned char)((n ^ n >> 8) * 7 + k);
+			CHECK_EQ(dev_write(&dev, from, lengths[i], offset), TCMU_STS_OK);
+			memcpy(model + offset, from, lengths[i]);
+		}
+		CHECK_EQ(dev_read(&dev, buf, SIZE, 0), TCMU_STS_OK);
+		CHECK(!memcmp(model, buf, SIZE));
+	}
+	close_device(&dev);
+	free(model);
+	free(buf);
+	return NULL;
+}
+
 static const char *test_unmap_gives_back(void)
 {
 	struct tcmu_device dev;
@@ -983,6 +1020,7 @@ static const struct {
 	{ "ram_sizes", test_ram_sizes },
 	{ "ram_is_sparse", test_ram_is_sparse },
 	{ "ram_reopen", test_ram_reopen },
+	{ "ram_long_writes", test_ram_long_writes },
 	{ "ram_without_memory", test_ram_without_memory },
 	{ "ram_backing_file", test_ram_backing_file },
 	{ "file_sizes", test_file_sizes },

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <sys/uio.h>
 
+#include "bulk_copy.h"
+
 struct iov_cursor {
 	const struct iovec *iov; /* entry the place is in */
 	size_t cnt;              /* entries from there on */
@@ -42,7 +44,7 @@ static inline size_t iov_cursor_next(struct iov_cursor *c, size_t want, void **b
 	return n;
 }
 
-/* The following three move on by len bytes, which must be there. */
+/* The following move on by len bytes, which must be there. */
 
 static inline void iov_cursor_put(struct iov_cursor *c, const char *src, size_t len)
 {
@@ -60,6 +62,16 @@ static inline void iov_cursor_get(struct iov_cursor *c, char *dst, size_t len)
 
 	for (; len && (n = iov_cursor_next(c, len, &buf)); dst += n, len -= n)
 		memcpy(dst, buf, n);
+}
+
+/* As iov_cursor_get(), for bytes that nobody will look at soon. */
+static inline void iov_cursor_get_bulk(struct iov_cursor *c, char *dst, size_t len)
+{
+	void *buf;
+	size_t n;
+
+	for (; len && (n = iov_cursor_next(c, len, &buf)); dst += n, len -= n)
+		bulk_copy(dst, buf, n);
 }
 
 static inline void iov_cursor_zero(struct iov_cursor *c, size_t len)

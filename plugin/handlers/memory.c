@@ -21,7 +21,8 @@
  * then lies in the memfd unused, as zeroes. With smaller granules than pages everything stays true.
  */
 #define GRANULE 4096ull
-#define BITS 64ull /* granules per word of the bitmap */
+#define BITS 64ull          /* granules per word of the bitmap */
+#define BULK (256ull << 10) /* bytes; so much is not likely to be in a cache when it is read */
 
 static uint64_t granules(uint64_t bytes)
 {
@@ -310,7 +311,7 @@ static int write_runs(struct memory *m, struct iov_cursor *from, uint64_t at, ui
 		if (stop > end)
 			stop = end;
 		if (written) {
-			iov_cursor_get(from, m->map + at, stop - at);
+			(stop - at < BULK ? iov_cursor_get : iov_cursor_get_bulk)(from, m->map + at, stop - at);
 		} else {
 			sts = write_first(m, from, stop - at, at);
 			if (sts)
