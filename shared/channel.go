@@ -82,8 +82,9 @@ type Channel struct {
 
 	requests [RingEntries]Request // by tag; each belongs to whoever Get gave it to
 
-	sent     atomic.Int64 // requests in flight
-	clock    atomic.Int64 // counts the calls of Tick
+	sent     atomic.Int64  // requests in flight
+	payload  atomic.Uint64 // of the latest one, in bytes
+	clock    atomic.Int64  // counts the calls of Tick
 	stopping atomic.Bool
 	ending   sync.WaitGroup // calls of Reap that have taken requests and not yet ended them
 	reaper   chan struct{}  // closed when the completion thread has ended
@@ -408,6 +409,7 @@ func (r *Request) Push() {
 		flags |= flagMayInPlace
 	}
 	c.sent.Add(1)
+	c.payload.Store(r.memLen)
 	c.publish(r, flags)
 	c.unrung.Add(1)
 	c.sqMu.Unlock()
@@ -511,6 +513,8 @@ func (c *Channel) arm() {
 const (
 	// eagerWait is how long Kick looks out for the next completion: a multiple of what waking a thread takes.
 	eagerWait = 50 * time.Microsecond
+	// eagerBytes of a request are worth a nanosecond more: the host copies them.
+	eagerBytes = 4
 	// After eagerTries waits in vain in a row only each eagerProbe-th is made.
 	eagerTries = 4
 	eagerProbe = 64
@@ -570,7 +574,7 @@ func (c *Channel) await(p Poller) {
 		if c.posted() {
 			continue
 		}
-		if time.Since(since) > eagerWait {
+		if time.Since(since) > eagerWait+time.Duration(c.payload.Load()/eagerBytes) {
 			c.inVain.Add(1)
 			return
 		}
