@@ -4,6 +4,7 @@ package plugin
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
@@ -11,11 +12,15 @@ import (
 const (
 	// DefaultRetention is how many bytes of unflushed writes are kept for a device.
 	DefaultRetention = 32 << 20
-	// chunkSize is the unit in which memory for copies of payloads is allocated. It holds any one payload.
-	chunkSize = 1 << 20
-	// spareChunks is how many of them are kept for later: all of those that are in use when the default limit leads to a
-	// flush. New ones would cost several times as much as the copies in them.
-	spareChunks = DefaultRetention / 2 / chunkSize
+	// batchSize is how much memory for copies of payloads a batch has, in bytes. It holds any one payload.
+	batchSize = 1 << 20
+	// batchEntries is how many changes a batch has room for: of the smallest payloads as many as there are copies of.
+	batchEntries = batchSize / 512
+	// spareBatches is how many of them are kept for later: all of those that are in use when the default limit leads to
+	// a flush. New ones would cost several times as much as the copies in them.
+	spareBatches = DefaultRetention / 2 / batchSize
+	// streamLine is what payloads are aligned to in it, for streamCopy: a line of the cache, in bytes.
+	streamLine = 64
 	// keepSize is the size in bytes from which on a payload is not copied but kept where it is, in the channel.
 	keepSize = 64 << 10
 	// entryCost is what an entry counts beyond its payload, so that a flood of changes without any payload is bounded.
@@ -25,24 +30,37 @@ const (
 // retention keeps the writes of a device that have completed but that no completed flush covers: a handler may have
 // acknowledged them into the memory of its process. When that dies they are sent again, in the order in which they
 // completed. Entries have positions, counted from 1; a flush covers all up to the position at its issue.
+//
+// Every write passes here, on threads that serve others too: what is done under mu is short, the copy of the payload
+// is made outside it, and a flush gives up whole batches. By the time that a batch is used again its memory has long
+// left the cache: an ordinary copy to there took several times as long as all the rest (streamCopy).
 type retention struct {
 	mu      sync.Mutex
-	entries []retained // in the order of completion
-	first   uint64     // position of entries[0]
-	bytes   int64
-	room    *sync.Cond // told when bytes has fallen
-	flush   bool       // an automatic flush is under way
+	batches []*batch // of entries in the order of completion; the last one is added to
+	last    uint64   // position of the latest entry
+	spare   []*batch
+	opened  int        // batches since the last flush
+	room    *sync.Cond // told when bytes has fallen, and when flush has ended
 	failed  error      // of the last automatic flush; nil once one has succeeded
-	chunk   *chunk     // where the next copy goes; nil if there is none yet
-	spare   []*chunk
-	opened  int // chunks since the last flush
+
+	// These are read without mu, and fall only under it.
+
+	bytes atomic.Int64
+	flush atomic.Bool // an automatic flush is under way
 }
 
-// chunk is memory for copies, used from the beginning to the end.
-type chunk struct {
-	memory []byte // all of it
-	used   int    // bytes
-	live   int    // entries that have their data here
+// batch is some entries in a row, and memory for copies, which is used from the beginning to the end.
+type batch struct {
+	entries  []retained
+	first    uint64 // position of entries[0]
+	released int    // entries at the beginning that are gone
+	bytes    int64  // of the others
+	pieces   int    // entries that have had a piece
+	memory   []byte // nil until there is something to copy
+	used     int    // bytes of it
+	// copies counts those who are still writing to memory. They have no lock: until they have ended the memory is not
+	// used for anything else, even if a flush has given up their entries.
+	copies atomic.Int32
 }
 
 // retained is one change of the device's contents.
@@ -50,13 +68,15 @@ type retained struct {
 	op     shared.Op
 	off    uint64
 	length uint64
-	data   []byte // of a write; in chunk or piece
-	chunk  *chunk
+	data   []byte // of a write; in the batch's memory or in piece
 	piece  *shared.Piece
 }
 
+// cost is what the entry counts, in bytes.
+func (e *retained) cost() int64 { return int64(len(e.data)) + entryCost }
+
 func newRetention() *retention {
-	r := &retention{first: 1}
+	r := &retention{}
 	r.room = sync.NewCond(&r.mu)
 	return r
 }
@@ -65,82 +85,116 @@ func newRetention() *retention {
 func (r *retention) position() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.first + uint64(len(r.entries)) - 1
+	return r.last
 }
 
 // add appends a completed request and returns the bytes kept.
 func (r *retention) add(req *shared.Request) int64 {
 	e := retained{op: req.Op, off: req.Offset, length: req.Length}
-	if req.Op == shared.OpWrite && req.Length >= keepSize {
-		if e.piece = req.Keep(); e.piece != nil {
+	var payload []byte // to be copied
+	if req.Op == shared.OpWrite {
+		if req.Length >= keepSize {
+			e.piece = req.Keep()
+		}
+		if e.piece != nil {
 			e.data = e.piece.Bytes()[:e.length]
+		} else {
+			payload = req.Payload()[:e.length]
 		}
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if req.Op == shared.OpWrite && e.piece == nil {
-		r.copy(&e, req.Payload()[:e.length])
+	b := r.batchFor(len(payload))
+	if payload != nil {
+		e.data = b.memory[b.used : b.used+len(payload) : b.used+len(payload)]
+		b.used = (b.used + len(payload) + streamLine - 1) &^ (streamLine - 1)
+		b.copies.Add(1)
 	}
-	r.entries = append(r.entries, e)
-	r.bytes += int64(len(e.data)) + entryCost
-	return r.bytes
+	if e.piece != nil {
+		b.pieces++
+	}
+	b.entries = append(b.entries, e)
+	b.bytes += e.cost()
+	r.last++
+	kept := r.bytes.Add(e.cost())
+	r.mu.Unlock()
+	if payload != nil {
+		streamCopy(e.data, payload)
+		b.copies.Add(-1)
+	}
+	return kept
 }
 
-// copy gives the entry a copy of the data; mu is held.
-func (r *retention) copy(e *retained, data []byte) {
-	c := r.chunk
-	if c == nil || c.used+len(data) > len(c.memory) {
-		r.recycle(c)
-		if n := len(r.spare); n > 0 {
-			c, r.spare = r.spare[n-1], r.spare[:n-1]
+// batchFor is where an entry with so many bytes to copy goes; mu is held.
+func (r *retention) batchFor(n int) *batch {
+	var b *batch
+	if len(r.batches) > 0 {
+		b = r.batches[len(r.batches)-1]
+	}
+	if b == nil || len(b.entries) == batchEntries || b.used+n > batchSize {
+		if last := len(r.spare) - 1; last >= 0 {
+			b, r.spare = r.spare[last], r.spare[:last]
 		} else {
-			c = &chunk{memory: make([]byte, chunkSize)}
+			b = &batch{}
 		}
-		r.chunk = c
+		b.first = r.last + 1
+		r.batches = append(r.batches, b)
 		r.opened++
 	}
-	e.data, e.chunk = c.memory[c.used:c.used+len(data):c.used+len(data)], c
-	c.used += copy(e.data, data)
-	c.live++
-}
-
-// recycle takes a chunk that nothing is added to any more, unless there are entries in it; mu is held.
-func (r *retention) recycle(c *chunk) {
-	if c != nil && c.live == 0 && len(r.spare) < spareChunks {
-		c.used = 0
-		r.spare = append(r.spare, c)
+	if b.memory == nil && n > 0 {
+		b.memory = make([]byte, batchSize)
 	}
+	return b
 }
 
 // release drops the entries up to a position.
 func (r *retention) release(position uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if position < r.first {
-		return
-	}
-	n := position - r.first + 1
-	for i := range r.entries[:n] {
-		e := &r.entries[i]
-		r.bytes -= int64(len(e.data)) + entryCost
-		switch {
-		case e.piece != nil:
-			e.piece.Release()
-		case e.chunk != nil:
-			if e.chunk.live--; e.chunk != r.chunk {
-				r.recycle(e.chunk)
-			}
+	empty := 0
+	for _, b := range r.batches {
+		r.bytes.Add(-b.release(position))
+		if b.released < len(b.entries) {
+			break
+		}
+		empty++
+		// A copy that is still being made is rare: that batch is left to the garbage collector.
+		if b.copies.Load() == 0 && len(r.spare) < spareBatches {
+			b.entries, b.released, b.pieces, b.used = b.entries[:0], 0, 0, 0
+			r.spare = append(r.spare, b)
 		}
 	}
-	rest := copy(r.entries, r.entries[n:])
-	clear(r.entries[rest:])
-	r.entries = r.entries[:rest]
-	r.first = position + 1
+	rest := copy(r.batches, r.batches[empty:])
+	clear(r.batches[rest:])
+	r.batches = r.batches[:rest]
 	if n := len(r.spare); n > 1 && r.opened == 0 {
 		r.spare[n-1], r.spare = nil, r.spare[:n-1] // so much is not written any more between two flushes
 	}
 	r.opened = 0
 	r.room.Broadcast()
+}
+
+// release drops the batch's entries up to a position and returns what they have counted.
+func (b *batch) release(position uint64) int64 {
+	if position < b.first {
+		return 0
+	}
+	n := int(min(position-b.first+1, uint64(len(b.entries))))
+	freed := int64(0)
+	if n == len(b.entries) && b.pieces == 0 {
+		freed = b.bytes // what the entries refer to is the batch's own
+	} else {
+		for i := b.released; i < n; i++ {
+			e := &b.entries[i]
+			freed += e.cost()
+			if e.piece != nil {
+				e.piece.Release()
+			}
+			*e = retained{}
+		}
+	}
+	b.bytes -= freed
+	b.released = max(b.released, n)
+	return freed
 }
 
 // drop drops all entries: the device is gone.
@@ -150,15 +204,15 @@ func (r *retention) drop() { r.release(r.position()) }
 func (r *retention) snapshot() []retained {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]retained(nil), r.entries...)
+	var all []retained
+	for _, b := range r.batches {
+		all = append(all, b.entries[b.released:]...)
+	}
+	return all
 }
 
 // held is the number of bytes kept.
-func (r *retention) held() int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.bytes
-}
+func (r *retention) held() int64 { return r.bytes.Load() }
 
 // retain keeps a completed change of the device, and has it flushed when too much is kept.
 func (d *Device) retain(req *shared.Request) {
@@ -173,13 +227,9 @@ func (d *Device) retain(req *shared.Request) {
 // flushSoon starts a flush of the device's own, unless one is under way.
 func (d *Device) flushSoon() {
 	r := d.unflushed
-	r.mu.Lock()
-	if r.flush {
-		r.mu.Unlock()
+	if r.flush.Load() || !r.flush.CompareAndSwap(false, true) {
 		return
 	}
-	r.flush = true
-	r.mu.Unlock()
 	go func() {
 		d.stats.ownFlushes.Add(1)
 		err := d.Flush()
@@ -187,7 +237,8 @@ func (d *Device) flushSoon() {
 			d.handler.log.Debug("flushing what is retained failed", "device", d.name, "retained", r.held(), "error", err)
 		}
 		r.mu.Lock()
-		r.flush, r.failed = false, err
+		r.failed = err
+		r.flush.Store(false)
 		r.room.Broadcast()
 		r.mu.Unlock()
 	}()
@@ -202,10 +253,10 @@ func (d *Device) awaitRoom() error {
 	r := d.unflushed
 	for {
 		r.mu.Lock()
-		for r.bytes >= d.opts.Retention && r.flush {
+		for r.held() >= d.opts.Retention && r.flush.Load() {
 			r.room.Wait()
 		}
-		full, err := r.bytes >= d.opts.Retention, r.failed
+		full, err := r.held() >= d.opts.Retention, r.failed
 		r.failed = nil // the next one tries again
 		r.mu.Unlock()
 		if !full || err != nil {

@@ -8,6 +8,7 @@
 //	go run ./cmd/fuse_tcmur/bench [-quick] [-workload REGEXP] [-peers ours,gofuse,...] [-svg FILE]
 //	go run ./cmd/fuse_tcmur/bench -scale    many devices and hosts
 //	go run ./cmd/fuse_tcmur/bench -delay    requests in flight at a slow handler
+//	go run ./cmd/fuse_tcmur/bench -retention    cost of what is kept until a flush
 //
 // Only ratios within one run mean something. It exits with 1 if something could not be run, whatever the figures are.
 package main
@@ -60,6 +61,8 @@ func run(ctx context.Context, args []string) error {
 			return scale(ctx, b, opts)
 		case opts.delay:
 			return delay(ctx, b, opts)
+		case opts.retention:
+			return retention(ctx, b, opts)
 		default:
 			return compare(ctx, b, opts)
 		}

@@ -28,6 +28,7 @@ type options struct {
 	list      bool
 	scale     bool
 	delay     bool
+	retention bool
 	writeback bool
 	addDirect string
 	addCached string
@@ -49,7 +50,7 @@ func parseOptions(args []string) (*options, error) {
 	f.Int64Var(&o.size, "size", 1024, "size of each device in `MiB`")
 	f.StringVar(&pattern, "workload", "", "run only workloads whose name matches `regexp`")
 	f.StringVar(&names, "peers", "", "`names` of the peers to run, with commas between them")
-	f.StringVar(&o.json, "json", "", "`file` for the figures (default docs/bench/latest.json, scale.json or delay.json)")
+	f.StringVar(&o.json, "json", "", "`file` for the figures (default docs/bench/latest.json, or MODE.json)")
 	f.StringVar(&o.svg, "svg", "", "`file` for a chart; none is drawn without it")
 	f.StringVar(&o.base, "chart-base", gofuse, "`peer` that has the speed 1 in the chart")
 	f.StringVar(&o.from, "from", "", "measure nothing: report, and draw, the figures in `file`")
@@ -57,6 +58,7 @@ func parseOptions(args []string) (*options, error) {
 	f.BoolVar(&o.list, "list", false, "list the workloads")
 	f.BoolVar(&o.scale, "scale", false, "measure many devices and hosts instead")
 	f.BoolVar(&o.delay, "delay", false, "count the requests in flight at a slow handler instead")
+	f.BoolVar(&o.retention, "retention", false, "measure what it costs to retain unflushed writes instead")
 	f.BoolVar(&o.writeback, "peer-writeback", false, "gofuse and libfuse write back, not through, in page-cache workloads")
 	f.StringVar(&o.addDirect, "add-direct", "", "our `options` of add for workloads with direct I/O")
 	f.StringVar(&o.addCached, "add-cached", "", "our `options` of add for workloads with the page cache")
