@@ -813,6 +813,9 @@ func TestForceRemove(t *testing.T) {
 				t.Error("the device is still there")
 			}
 			wantContents(t, other, block(1), 0)
+			if took := time.Since(began); took > 4*time.Second { // least of all until a reopen's time is up
+				t.Errorf("the handler's other device was back after %v", took)
+			}
 			mustWrite(t, add(t, l, 0, "/fault/size=4096", plugin.DeviceOptions{}), block(1), 0)
 		})
 	}
