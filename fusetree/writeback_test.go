@@ -14,6 +14,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
+
+	"github.com/fuse-tcmur/fuse_tcmur/fusetree/uringtest"
 )
 
 // fileTree is a mounted tree that is one file.
@@ -29,6 +31,9 @@ func serveFile(t *testing.T, size int, opts Options) *fileTree {
 	t.Helper()
 	if opts.Logger == nil {
 		opts.Logger = hclog.New(&hclog.LoggerOptions{Name: t.Name(), Output: testWriter{t}})
+	}
+	if uringtest.Wanted() {
+		opts.IOUring = IOUringOn
 	}
 	f := &fileTree{
 		memory: &memory{data: make([]byte, size)}, file: filepath.Join(t.TempDir(), "file"),
@@ -215,10 +220,14 @@ func TestWritebackWithoutRoom(t *testing.T) {
 		t.Error("what there was room for did not arrive")
 	}
 	f.wantSize(t, size)
+	must(file.WriteAt([]byte("x"), size))(t)
+	wantErr(t, "fsync", file.Sync(), syscall.ENOSPC)
+	f.wantSize(t, size)
 	ok(t, "close after a fsync that has reported it", file.Close())
 
 	// Who comes later is none of those who went too far.
 	later := f.open(t, os.O_RDWR)
+	f.memory.node.UpdateMode(0o600) // so that the kernel asks for attributes when it writes
 	must(later.WriteAt([]byte("x"), 0))(t)
 	ok(t, "fsync", later.Sync())
 	ok(t, "close", later.Close())

@@ -46,6 +46,8 @@ type bed struct {
 	sockets  string          // TMPDIR of the fronts and hosts
 	handlers []string        // arguments of the fronts: --handler-prefix ...
 	mounts   string          // the directory of all mount points
+	// environment is more variables for the fronts.
+	environment []string
 
 	mu     sync.Mutex // guards fronts
 	fronts []*front
@@ -313,7 +315,7 @@ func (b *bed) launchInheriting(files []*os.File, mount string, flags ...string) 
 		defer func() { go func() { f.stdout.await(f.exited, "serving"); restore() }() }()
 	}
 	f.cmd = exec.Command(testbed.Program(b, "fuse_tcmur"), append(args, flags...)...)
-	f.cmd.Env = append(os.Environ(), b.mark, "TMPDIR="+b.sockets)
+	f.cmd.Env = append(append(os.Environ(), b.mark, "TMPDIR="+b.sockets), b.environment...)
 	f.cmd.Stdout, f.cmd.Stderr = &f.stdout, &f.log
 	f.cmd.ExtraFiles = files
 	// If the test program dies without a clean-up, at least nothing goes on running.

@@ -41,12 +41,13 @@ type promise struct {
 	version uint64
 }
 
-// newPowerCutLab adds a recorded file device.
-func newPowerCutLab(b *bed, size int64) *powerCutLab {
+// newPowerCutLab adds a recorded file device with more options of add.
+func newPowerCutLab(b *bed, size int64, options ...string) *powerCutLab {
 	b.Helper()
 	f := b.start()
 	l := &powerCutLab{front: f, size: size, path: f.path("file000"), record: filepath.Join(b.TempDir(), "record")}
-	f.must(fmt.Sprintf("load file\nadd 0 size=%d record=%s /file/%s", size, l.record, filepath.Join(b.TempDir(), "image")))
+	f.must(fmt.Sprintf("load file\nadd 0 size=%d record=%s %s /file/%s", size, l.record, strings.Join(options, " "),
+		filepath.Join(b.TempDir(), "image")))
 	return l
 }
 
@@ -95,13 +96,18 @@ func volumes() []volume {
 }
 
 // TestE2EPowerCutFileSystem: whenever the power is cut, the file system recovers by itself, and every file is there
-// that fsync(2) has made durable.
+// that fsync(2) has made durable; also where the kernel writes to the device when it pleases.
 func TestE2EPowerCutFileSystem(t *testing.T) {
-	for _, v := range volumes() {
-		t.Run(v.name, func(t *testing.T) {
+	all := volumes()
+	for _, tt := range []struct {
+		volume
+		options []string
+	}{{all[0], nil}, {all[1], nil}, {all[0], []string{"cache=writeback"}}} {
+		v := tt.volume
+		t.Run(strings.Join(append([]string{v.name}, tt.options...), "-"), func(t *testing.T) {
 			t.Parallel()
 			b := newBed(t, powerCutDeadline)
-			l := newPowerCutLab(b, v.size)
+			l := newPowerCutLab(b, v.size, tt.options...)
 			began := l.replaceFiles(v)
 			l.must("remove 0")
 			if err := l.cutPower(v, began, l.recorded(), powerCuts, l.checkFiles); err != nil {

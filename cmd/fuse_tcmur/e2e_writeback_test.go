@@ -166,6 +166,34 @@ func TestE2EWritebackMounts(t *testing.T) {
 	}
 }
 
+// TestE2EWritebackDetached: who has a device open when the mount is detached can go on, and nothing of it is lost.
+func TestE2EWritebackDetached(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 60*time.Second)
+	f := b.start()
+	image := b.TempDir() + "/image"
+	f.must("load file\nadd 0 size=8M cache=writeback /file/" + image)
+	file, model := f.dirty("file000", 4<<20, 1)
+	b.run("umount", "-l", f.mount)
+	mustWriteAt(t, file, pattern(4096, 2), 0)
+	if err := file.Sync(); err != nil {
+		t.Errorf("fsync: %v", err)
+	}
+	mustWriteAt(t, file, pattern(4096, 3), 4096)
+	if !f.running() {
+		t.Error("the front did not wait")
+	}
+	if err := file.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	f.wantExit(0)
+	copy(model, pattern(4096, 2))
+	copy(model[4096:], pattern(4096, 3))
+	if got, err := os.ReadFile(image); err != nil || !bytes.Equal(got[:len(model)], model) {
+		t.Errorf("the image does not have what was written (%v)", err)
+	}
+}
+
 // TestE2EWritebackRefusedStop: a front that cannot stop because a device or only its mount is in use has all devices
 // afterwards.
 func TestE2EWritebackRefusedStop(t *testing.T) {

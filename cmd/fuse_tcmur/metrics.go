@@ -37,7 +37,7 @@ func describeMetric(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	buildMetric    = describeMetric("build_info", "1, with the version as a label.", "version")
-	waitingMetric  = describeMetric("fuse_requests_waiting", "Requests of the mount that the kernel has not had answered.")
+	waitingMetric  = describeMetric("fuse_requests_waiting", "Requests of our mounts that the kernel has not had answered.")
 	requestsMetric = describeMetric("device_requests_total",
 		"Requests that have ended, as the handler gets them.", "device", "operation")
 	errorsMetric   = describeMetric("device_request_errors_total", "Requests that have failed.", "device", "operation")
@@ -141,19 +141,26 @@ func number(is bool) float64 {
 	return 0
 }
 
-// fuseWaiting is how many requests of the mount the kernel has not had answered, those included that no server has
+// fuseWaiting is how many requests of our mounts the kernel has not had answered, those included that no server has
 // fetched yet. False: the kernel does not show it.
 func (f *front) fuseWaiting() (int, bool) {
-	own := f.ownMount()
-	if !own.mounted {
-		return 0, false
+	mounts, err := readMounts(f.sys.proc)
+	sum, known := 0, err == nil && f.ownMount().mounted
+	for _, mount := range mounts {
+		if !known || !isOwnType(&mount) || !isAtOrBelow(mount.mountpoint, f.mountpoint) {
+			continue
+		}
+		text, err := os.ReadFile(fmt.Sprintf("%s/fs/fuse/connections/%d/waiting", f.sys.sys, unix.Minor(mount.device)))
+		if err != nil {
+			return 0, false
+		}
+		waiting, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			return 0, false
+		}
+		sum += waiting
 	}
-	text, err := os.ReadFile(fmt.Sprintf("%s/fs/fuse/connections/%d/waiting", f.sys.sys, unix.Minor(own.device)))
-	if err != nil {
-		return 0, false
-	}
-	waiting, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	return waiting, err == nil
+	return sum, known
 }
 
 // newMetricsRegistry has the metrics of a front and nothing else.

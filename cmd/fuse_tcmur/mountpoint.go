@@ -73,7 +73,9 @@ func clearMountpoint(procDir, path string, log hclog.Logger) (string, error) {
 
 // detachIfDead detaches the mount of this program at place if its server has ended. EBUSY: it has not.
 func detachIfDead(place string, log hclog.Logger) error {
-	if err := probe(place, probeTimeout); !errors.Is(err, syscall.ENOTCONN) {
+	err := probe(place, probeTimeout)
+	// The latter when the connection ends just now.
+	if !errors.Is(err, syscall.ENOTCONN) && !errors.Is(err, syscall.ECONNABORTED) {
 		return failf(syscall.EBUSY, "another fuse_tcmur serves %s: stop it with 'echo exit > %s/dev/%s', "+
 			"or choose another directory with --mountpoint", place, place, ctlName)
 	}
@@ -84,7 +86,7 @@ func detachIfDead(place string, log hclog.Logger) error {
 	return nil
 }
 
-// probe asks the server of the mount at path whether it is there: nil if so, ENOTCONN if not. When no answer comes in
+// probe asks the server of the mount at path whether it is there: nil if so, ENOTCONN or ECONNABORTED if not. When no answer comes in
 // time it gives up (ETIMEDOUT) and leaves the goroutine that asked behind: a call on a hung mount cannot be taken back.
 func probe(path string, timeout time.Duration) error {
 	answer := make(chan error, 1)

@@ -25,6 +25,7 @@ type bed struct {
 	oursFlags []string // more flags for fuse_tcmur
 
 	built map[string]string // programs, by name
+	undo  []func() error    // what close does besides
 	fio   time.Duration     // the CPU time of a fio that does nothing
 }
 
@@ -54,7 +55,16 @@ func newBed(ctx context.Context) (*bed, error) {
 	return b, nil
 }
 
-func (b *bed) close() error { return os.RemoveAll(b.dir) }
+func (b *bed) close() error {
+	errs := []error{os.RemoveAll(b.dir)}
+	for _, undo := range b.undo {
+		errs = append(errs, undo())
+	}
+	return errors.Join(errs...)
+}
+
+// onClose registers what close does besides.
+func (b *bed) onClose(f func() error) { b.undo = append(b.undo, f) }
 
 // installPackages installs what the peers consist of.
 func (b *bed) installPackages(ctx context.Context) error {

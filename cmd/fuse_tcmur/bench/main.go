@@ -9,6 +9,7 @@
 //	go run ./cmd/fuse_tcmur/bench -scale    many devices and hosts
 //	go run ./cmd/fuse_tcmur/bench -delay    requests in flight at a slow handler
 //	go run ./cmd/fuse_tcmur/bench -retention    cost of what is kept until a flush
+//	go run ./cmd/fuse_tcmur/bench -cache    what users do, in each mode of the option cache= of add
 //
 // Only ratios within one run mean something. It exits with 1 if something could not be run, whatever the figures are.
 package main
@@ -42,7 +43,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	if opts.list {
-		for _, w := range workloads() {
+		for _, w := range opts.workloads {
 			fmt.Printf("%-20s %s, %s\n", w.name, w.title, w.unit)
 		}
 		return nil
@@ -63,6 +64,8 @@ func run(ctx context.Context, args []string) error {
 			return delay(ctx, b, opts)
 		case opts.retention:
 			return retention(ctx, b, opts)
+		case opts.cache:
+			return cacheModes(ctx, b, opts)
 		default:
 			return compare(ctx, b, opts)
 		}

@@ -29,6 +29,7 @@ type options struct {
 	scale     bool
 	delay     bool
 	retention bool
+	cache     bool
 	writeback bool
 	addDirect string
 	addCached string
@@ -59,6 +60,7 @@ func parseOptions(args []string) (*options, error) {
 	f.BoolVar(&o.scale, "scale", false, "measure many devices and hosts instead")
 	f.BoolVar(&o.delay, "delay", false, "count the requests in flight at a slow handler instead")
 	f.BoolVar(&o.retention, "retention", false, "measure what it costs to retain unflushed writes instead")
+	f.BoolVar(&o.cache, "cache", false, "compare the modes of cache= instead, by workloads of their own")
 	f.BoolVar(&o.writeback, "peer-writeback", false, "gofuse and libfuse write back, not through, in page-cache workloads")
 	f.StringVar(&o.addDirect, "add-direct", "", "our `options` of add for workloads with direct I/O")
 	f.StringVar(&o.addCached, "add-cached", "", "our `options` of add for workloads with the page cache")
@@ -80,19 +82,23 @@ func parseOptions(args []string) (*options, error) {
 		return nil, fmt.Errorf("-chart-base: there is no peer %q", o.base)
 	}
 	var err error
-	if o.workloads, err = selectWorkloads(pattern); err != nil {
+	all := workloads()
+	if o.cache {
+		all = cacheWorkloads()
+	}
+	if o.workloads, err = selectWorkloads(all, pattern); err != nil {
 		return nil, err
 	}
 	o.peers, err = selectPeers(names)
 	return o, err
 }
 
-func selectWorkloads(pattern string) ([]workload, error) {
+func selectWorkloads(all []workload, pattern string) ([]workload, error) {
 	expression, err := regexp.Compile(pattern)
 	if err != nil {
 		return nil, fmt.Errorf("-workload: %w", err)
 	}
-	selected := slices.DeleteFunc(workloads(), func(w workload) bool { return !expression.MatchString(w.name) })
+	selected := slices.DeleteFunc(all, func(w workload) bool { return !expression.MatchString(w.name) })
 	if len(selected) == 0 {
 		return nil, fmt.Errorf("-workload: none matches %q; -list lists them", pattern)
 	}

@@ -49,6 +49,7 @@ type server struct {
 	process *process // nil if the kernel serves
 	direct  string   // the device's file for O_DIRECT
 	cached  string   // and for the page cache
+	small   string   // a device of shellSize, for commands; "" if there is none
 	undo    []func() error
 }
 

@@ -24,9 +24,10 @@ type workload struct {
 	name  string
 	title string
 	unit  unit
-	// Exactly one of fio and ext4 is set.
+	// Exactly one of fio, ext4 and shell is set.
 	fio    fioOptions
 	ext4   *ext4Workload
+	shell  *shellWorkload
 	pinned bool // server and client on one CPU; where the kernel serves this is not possible
 	cached bool // through the page cache
 	whole  bool // one pass over the device, however long it takes, instead of a fixed time
@@ -122,6 +123,10 @@ func (w workload) measure(ctx context.Context, b *bed, s *server, runtime time.D
 	}
 	if w.ext4 != nil {
 		t, err := w.ext4.run(ctx, b, s)
+		return sample{Value: t.Seconds()}, err
+	}
+	if w.shell != nil {
+		t, err := w.shell.run(ctx, b, s)
 		return sample{Value: t.Seconds()}, err
 	}
 	return w.measureFio(ctx, b, s, runtime)
