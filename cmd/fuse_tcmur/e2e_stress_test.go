@@ -32,8 +32,8 @@ func TestE2EStressRuntime(t *testing.T) {
 	}
 }
 
-// TestE2EStressMemory: a mixed load on devices of all cache modes, for mixTime, leaves the memory of front and host what
-// it was.
+// TestE2EStressMemory: a mixed load on devices of all cache modes, for mixTime, leaves the memory of front and host
+// what it was.
 func TestE2EStressMemory(t *testing.T) {
 	b := newBed(t, mixTime+3*time.Minute)
 	f := b.start()

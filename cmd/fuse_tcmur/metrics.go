@@ -37,7 +37,7 @@ func describeMetric(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	buildMetric    = describeMetric("build_info", "1, with the version as a label.", "version")
-	waitingMetric  = describeMetric("fuse_requests_waiting", "Requests of our mounts that the kernel has not had answered.")
+	waitingMetric  = describeMetric("fuse_requests_waiting", "Requests that the kernel has not had answered.")
 	requestsMetric = describeMetric("device_requests_total",
 		"Requests that have ended, as the handler gets them.", "device", "operation")
 	errorsMetric   = describeMetric("device_request_errors_total", "Requests that have failed.", "device", "operation")

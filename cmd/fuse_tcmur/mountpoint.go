@@ -86,8 +86,9 @@ func detachIfDead(place string, log hclog.Logger) error {
 	return nil
 }
 
-// probe asks the server of the mount at path whether it is there: nil if so, ENOTCONN or ECONNABORTED if not. When no answer comes in
-// time it gives up (ETIMEDOUT) and leaves the goroutine that asked behind: a call on a hung mount cannot be taken back.
+// probe asks the server of the mount at path whether it is there: nil if so, ENOTCONN or ECONNABORTED if not. When no
+// answer comes in time it gives up (ETIMEDOUT) and leaves the goroutine that asked behind: a call on a hung mount
+// cannot be taken back.
 func probe(path string, timeout time.Duration) error {
 	answer := make(chan error, 1)
 	go func() {

@@ -62,8 +62,8 @@ func startMode(ctx context.Context, b *bed, s *server, mode string, slow bool) e
 	return err
 }
 
-// shellWorkload is a command that users run on a device, by bash. $DEV is the small device's file, $IMG a file in memory
-// of the same size, and $OUT a place in memory for another one.
+// shellWorkload is a command that users run on a device, by bash. $DEV is the small device's file, $IMG a file in
+// memory of the same size, and $OUT a place in memory for another one.
 type shellWorkload struct {
 	script string
 	warm   bool // what the kernel has cached of the device is left there
@@ -179,8 +179,8 @@ func cacheModes(ctx context.Context, b *bed, opts *options) error {
 func cacheTable(name string, r *results) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "\nHandler: %s. Medians of %d interleaved rounds, devices of %d MiB, for commands of %d MiB; in "+
-		"brackets the speed as a multiple of %s's.\n\n| workload | none | %s | writeback | spread |\n|---|---|---|---|---|\n", name, r.Rounds, r.SizeMiB,
-		shellSize>>20, cacheBase, cacheBase)
+		"brackets the speed as a multiple of %s's.\n\n", name, r.Rounds, r.SizeMiB, shellSize>>20, cacheBase)
+	fmt.Fprintf(&text, "| workload | none | %s | writeback | spread |\n|---|---|---|---|---|\n", cacheBase)
 	for _, w := range r.Workloads {
 		base := w.find(cacheBase)
 		cells := []string{w.Title}
