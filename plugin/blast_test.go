@@ -62,13 +62,13 @@ var faults = []fault{
 	{words: "write=memory", hangs: true},
 }
 
-// bystanderPace is how often each bystander writes and verifies: a load that the machine carries with ease, so that what
-// is missing of it was taken by a fault. Who was held up makes up for it, as far as it can.
+// bystanderPace is how often each bystander writes and verifies: a load that the machine carries with ease, so that
+// what is missing of it was taken by a fault. Who was held up makes up for it, as far as it can.
 const bystanderPace = 20 * time.Millisecond
 
 // TestBlastRadius has each fault while eight devices of two other handlers are written to and verified: nothing happens
-// to them, and they get nine tenths of what they want to be done, or more. The faulty handler is back for the next fault
-// each time.
+// to them, and they get nine tenths of what they want to be done, or more. The faulty handler is back for the next
+// fault each time.
 func TestBlastRadius(t *testing.T) { blastRadius(t, bystanderPace) }
 
 // blastRadius does that. Bystanders without a pace go as fast as they can: what becomes of that is only reported.
@@ -164,8 +164,8 @@ func loggedAt(t *testing.T, text, wanted string) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// blastRates are how many rounds per second all bystanders together get done: in windows that alternate, one before each
-// fault, one with it.
+// blastRates are how many rounds per second all bystanders together get done: in windows that alternate, one before
+// each fault, one with it.
 type blastRates struct {
 	began          time.Time
 	pace           time.Duration
