@@ -13,6 +13,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/fuse-tcmur/fuse_tcmur/shared/watch"
 )
 
 // Requests read from /dev/fuse, in batches. Each reader thread blocks on one descriptor and then drains a second,
@@ -156,6 +158,7 @@ type reader struct {
 	blocking, draining *descriptor // the latter does not block
 	ended              bool        // the connection is over
 	crowd              int         // more than 0: requests come from several clients, or ahead of their answers
+	watch              watch.Watch
 
 	header *requestHeader
 	vector [2]unix.Iovec // header, and data or lent
@@ -207,7 +210,7 @@ func (b *reader) serve() {
 
 // next waits for a request, and reports whether a node has started it.
 func (b *reader) next() bool {
-	if b.crowd > 0 && b.linger() {
+	if b.crowd > 0 && b.watch.Pays() && b.linger() {
 		return true
 	}
 	return !b.ended && b.read(b.blocking, true) == readIO
@@ -215,7 +218,7 @@ func (b *reader) next() bool {
 
 // linger looks out for a request for a while, and reports whether a node has started one.
 func (b *reader) linger() bool {
-	for since := time.Now(); ; osyield() { // a client may be waiting for this processor
+	for since := time.Now(); ; {
 		switch b.read(b.draining, false) {
 		case readIO:
 			return true
@@ -226,6 +229,9 @@ func (b *reader) linger() bool {
 		case readNothing:
 			if time.Since(since) > lingering {
 				b.crowd = 0
+				return false
+			}
+			if !b.watch.Yield() {
 				return false
 			}
 		}
@@ -255,9 +261,6 @@ func (b *reader) Poll() bool {
 	b.begin()
 	return true
 }
-
-// osyield lets another thread run on this processor.
-func osyield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // read reads one request and deals with it. Only a read that may wait goes through the scheduler.
 func (b *reader) read(from *descriptor, wait bool) readResult {

@@ -20,6 +20,7 @@ import (
 const (
 	setupCQSize       = 1 << 3
 	setupSubmitAll    = 1 << 7
+	setupTaskrunFlag  = 1 << 9
 	setupSQE128       = 1 << 10
 	setupSingleIssuer = 1 << 12
 	setupDeferTaskrun = 1 << 13
@@ -30,6 +31,9 @@ const (
 
 	enterGetEvents = 1 << 0
 	enterNoIowait  = 1 << 7
+
+	statusOverflow = 1 << 1
+	statusTaskrun  = 1 << 2
 
 	offSubmissions = 0x10000000 // of the submission entries, for mmap(2)
 
@@ -48,7 +52,7 @@ const (
 // ringOffsets is struct io_sqring_offsets, and struct io_cqring_offsets with other names.
 type ringOffsets struct {
 	head, tail, mask, entries uint32
-	flags                     uint32 // of completions: overflow
+	flags                     uint32 // of submissions: status; of completions: overflow
 	dropped                   uint32 // of completions: cqes
 	_, _                      uint32
 	_                         uint64
@@ -100,6 +104,7 @@ type ioRing struct {
 	sqTail *uint32 // only we store to it
 	cqHead *uint32 // only we store to it
 	cqTail *uint32
+	status *uint32
 	tail   uint32 // what sqTail is
 	behind uint32 // submissions that the kernel has not taken
 	flags  uintptr
@@ -115,7 +120,7 @@ func newRing() (*ioRing, error) {
 	params := ringParams{
 		cqEntries: completionEntries,
 		flags: setupCQSize | setupSubmitAll | setupSQE128 | setupSingleIssuer | setupDeferTaskrun |
-			setupNoSQArray,
+			setupTaskrunFlag | setupNoSQArray,
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, submissionEntries, uintptr(unsafe.Pointer(&params)), 0)
 	if errno != 0 {
@@ -142,6 +147,7 @@ func newRing() (*ioRing, error) {
 	}
 	word := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.rings[off])) }
 	r.sqTail, r.cqHead, r.cqTail = word(params.sq.tail), word(params.cq.head), word(params.cq.tail)
+	r.status = word(params.sq.flags)
 	r.sqes = unsafe.Slice((*longSubmission)(unsafe.Pointer(&r.array[0])), params.sqEntries)
 	r.cqes = unsafe.Slice((*completion)(unsafe.Pointer(&r.rings[params.cq.dropped])), params.cqEntries)
 	r.waker = submission{opcode: opMsgRing, fd: int32(r.fd), off: wakeUp}
@@ -185,6 +191,11 @@ func (r *ioRing) submit() error {
 		}
 	}
 	return nil
+}
+
+// due reports whether enter has something to do.
+func (r *ioRing) due() bool {
+	return r.behind > 0 || atomic.LoadUint32(r.status)&(statusTaskrun|statusOverflow) != 0
 }
 
 // enter hands the commands to the kernel and lets it make completions; with wait set, it returns when there is one, or

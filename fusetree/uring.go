@@ -193,6 +193,7 @@ type ringThread struct {
 	most    int      // entries of a queue
 	live    int      // entries that are the kernel's or ours, and not lost
 	batch   batch
+	failed  error // of Poll
 
 	done   atomic.Pointer[ringEntry] // entries with a reply to commit, the last first
 	asleep atomic.Bool               // or about to be: who sets it to false has to wake the thread
@@ -320,14 +321,38 @@ func (t *ringThread) serve() {
 			err = t.ring.enter(t.mayRest())
 		}
 		t.asleep.Store(false)
+		if err == nil {
+			if t.startRequests() {
+				t.batch.commit(t)
+			}
+			err = t.failed
+		}
 		if err != nil {
 			// Nobody else can serve this queue.
 			t.c.tree.log.Error("serving FUSE over io_uring failed, aborting the mount", "error", err)
 			go func() { _ = t.c.tree.Abort() }()
 			return
 		}
-		t.takeRequests()
 	}
+}
+
+// Pending implements Poller.
+func (t *ringThread) Pending() int { return t.batch.Pending() }
+
+// Poll implements Poller.
+func (t *ringThread) Poll() bool {
+	if t.failed != nil {
+		return false
+	}
+	t.failed = t.commitReplies()
+	if t.failed == nil && t.ring.due() {
+		t.failed = t.ring.enter(false)
+	}
+	if !t.startRequests() {
+		return false
+	}
+	t.batch.begin()
+	return true
 }
 
 // mayRest reports whether there is nothing to do before the next completion. If so, finished will wake the thread.
@@ -368,9 +393,9 @@ func (t *ringThread) commitReplies() error {
 	return nil
 }
 
-// takeRequests begins what has come in. As with reads from /dev/fuse, the first request is on its way at once and the
-// others share a doorbell, unless there is just the one.
-func (t *ringThread) takeRequests() {
+// startRequests begins what has come in, and reports whether the Commit of a node is due. As with reads from /dev/fuse,
+// the first request is on its way at once and the others share a doorbell, unless there is just the one.
+func (t *ringThread) startRequests() bool {
 	started := 0
 	for range maxBatch {
 		done, ok := t.ring.next()
@@ -385,20 +410,17 @@ func (t *ringThread) takeRequests() {
 			t.lost(e, syscall.Errno(-done.result))
 			continue
 		}
-		if t.takeRequest(e) {
+		if t.startRequest(e) {
 			if started++; started == 1 && t.c.inFlight.Load() > 1 {
 				t.batch.begin()
 			}
 		}
 	}
-	if started == 0 {
-		return
-	}
-	t.batch.commit(nil)
+	return started > 0
 }
 
-// takeRequest begins one request, and reports whether that has made a node's Commit due.
-func (t *ringThread) takeRequest(e *ringEntry) bool {
+// startRequest begins one request, and reports whether that has made a node's Commit due.
+func (t *ringThread) startRequest(e *ringEntry) bool {
 	e.commitID = e.memory.commitID
 	e.queue.busy++
 	if e.queue.busy*4 >= e.queue.entries*3 {

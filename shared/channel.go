@@ -23,6 +23,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/fuse-tcmur/fuse_tcmur/shared/watch"
 )
 
 // ErrPeerGone is the result of a request whose host was abandoned before it completed the request, and the error of
@@ -79,6 +81,7 @@ type Channel struct {
 	lookers atomic.Int32
 	freed   atomic.Bool
 	inVain  atomic.Int32 // how often in a row await has not paid
+	watch   watch.Watch
 
 	requests [RingEntries]Request // by tag; each belongs to whoever Get gave it to
 
@@ -529,7 +532,7 @@ func (c *Channel) attend(p Poller) {
 		return
 	}
 	defer c.lookers.Add(-1)
-	if p != nil && p.Pending() > 0 && c.waitPays() && c.awaited.CompareAndSwap(false, true) {
+	if p != nil && p.Pending() > 0 && c.watch.Pays() && c.waitPays() && c.awaited.CompareAndSwap(false, true) {
 		if c.armed.CompareAndSwap(false, true) {
 			c.waiting(waitingAttends)
 		}
@@ -578,7 +581,9 @@ func (c *Channel) await(p Poller) {
 			c.inVain.Add(1)
 			return
 		}
-		osyield()
+		if !c.watch.Yield() {
+			return
+		}
 	}
 }
 

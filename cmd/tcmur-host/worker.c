@@ -31,6 +31,13 @@
 /* Watching in vain so often in a row makes it the exception: only each SPIN_PROBE-th time, until it has paid again. */
 #define SPIN_TRIES 8
 #define SPIN_PROBE 16
+/*
+ * Others may keep a CPU that is offered to them for so long. The threads that a spinning worker waits for need far less;
+ * others use up their time slice, which is some milliseconds, whereas a thread that is woken comes before them. So
+ * spinning is then left alone for a while.
+ */
+#define SPIN_YIELD_NS 300000u
+#define SPIN_RESPITE_NS 250000000u
 #define QUICK_BACKLOG 16 /* so many requests in the ring are worth another worker even where callouts are quick */
 
 static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -42,6 +49,7 @@ static _Atomic unsigned int idle; /* sleeping + spinning; changed under idle_loc
 
 static _Atomic unsigned int spin_limit_ns;
 static _Atomic unsigned int spins_in_vain; /* in a row */
+static _Atomic uint64_t spin_respite_until; /* CLOCK_MONOTONIC, ns */
 
 void worker_set_spin(unsigned int microseconds)
 {
@@ -70,10 +78,10 @@ static bool spin(struct submission *sub)
 {
 	unsigned int limit = atomic_load_explicit(&spin_limit_ns, memory_order_relaxed);
 	unsigned int in_vain = atomic_load_explicit(&spins_in_vain, memory_order_relaxed);
-	uint64_t start;
+	uint64_t start = clock_ns();
 	bool found = false;
 
-	if (!limit)
+	if (!limit || start < atomic_load_explicit(&spin_respite_until, memory_order_relaxed))
 		return false;
 	if (sub->op == TCMUR_OP_READ || sub->op == TCMUR_OP_WRITE)
 		limit += (sub->length < TCMUR_MAX_PAYLOAD ? sub->length : TCMUR_MAX_PAYLOAD) / SPIN_BYTES;
@@ -92,16 +100,23 @@ static bool spin(struct submission *sub)
 	publish();
 	pthread_mutex_unlock(&idle_lock);
 
-	start = clock_ns();
 	for (;;) {
+		uint64_t yielded, now;
+
 		for (int i = 0; i < SPIN_STEPS && !found; i++) {
 			found = channel_pop(sub);
 			if (!found)
 				cpu_relax();
 		}
-		if (found || clock_ns() - start >= limit)
+		yielded = clock_ns();
+		if (found || yielded - start >= limit)
 			break;
 		sched_yield();
+		now = clock_ns();
+		if (now - yielded > SPIN_YIELD_NS) {
+			atomic_store_explicit(&spin_respite_until, now + SPIN_RESPITE_NS, memory_order_relaxed);
+			break;
+		}
 	}
 
 	if (found)

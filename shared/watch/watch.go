@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package watch is for threads that look out for something that comes soon, instead of sleeping until they are woken.
+package watch
+
+import (
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// tooLong is how long others may keep a processor that was offered to them. Those whom a watcher waits for need far
+	// less. Others use up their time slice, which is some milliseconds, whereas a thread that is woken comes before them.
+	tooLong = 300 * time.Microsecond
+	// respite is how long watching is then left alone.
+	respite = 250 * time.Millisecond
+)
+
+// Watch tells whether it is worth it: where others want to compute it costs far more than it saves. The zero value is
+// ready. All methods may be called from several threads at once.
+type Watch struct{ until atomic.Int64 } // end of the respite, ns since epoch
+
+var epoch = time.Now()
+
+// Pays reports whether to begin watching.
+func (w *Watch) Pays() bool {
+	until := w.until.Load()
+	return until == 0 || int64(time.Since(epoch)) > until
+}
+
+// Yield offers the processor to other threads, and reports whether to go on watching. A watcher has to call it every few
+// microseconds: what it waits for may need this processor.
+func (w *Watch) Yield() bool {
+	began := time.Since(epoch)
+	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	return w.yielded(began, time.Since(epoch))
+}
+
+// yielded takes note of how long the processor was gone, both times since epoch.
+func (w *Watch) yielded(began, ended time.Duration) bool {
+	if ended-began < tooLong {
+		return true
+	}
+	w.until.Store(int64(ended + respite))
+	return false
+}
