@@ -48,7 +48,7 @@ static unsigned int expected = 1; /* guarded by idle_lock: callouts at a time, p
 static _Atomic unsigned int idle; /* sleeping + spinning; changed under idle_lock, read without */
 
 static _Atomic unsigned int spin_limit_ns;
-static _Atomic unsigned int spins_in_vain; /* in a row */
+static _Atomic unsigned int spins_in_vain;  /* in a row */
 static _Atomic uint64_t spin_respite_until; /* CLOCK_MONOTONIC, ns */
 
 void worker_set_spin(unsigned int microseconds)
