@@ -130,7 +130,7 @@ test-asan: all ## run the tests that use hosts, with a host that has the address
 	@cp bin/fuse_tcmur $(asan)/bin
 	@# The paths that requests take. A host that is to crash does so differently with the sanitizer, and takes longer.
 	GO='$(GO)' TCMUR_BIN='$(CURDIR)/$(asan)/bin' .ci/go-test $(logs)/asan.log -timeout 15m \
-		-run '^Test(Commands|ReadWriteAt|Concurrency|Qcow|UnevenAccess|FilePersists|HandlerErrors|DeviceErrors)$$' ./plugin
+		-run '^Test(Commands|ReadWriteAt|Concurrency|Qcow|UnevenAccess|ReadsInPlace|RAMInPlace|FilePersists|HandlerErrors|DeviceErrors)$$' ./plugin
 
 .PHONY: format-check
 format-check:
