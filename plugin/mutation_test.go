@@ -45,6 +45,10 @@ var mutations = []struct {
 		"d.unflushed.release(o.mark)", "_ = o.mark", "TestRetentionOrder",
 	},
 	{
+		"memory that is still being copied to is not used again", "retention.go",
+		"if b.copies.Load() == 0 && len(r.spare)", "if len(r.spare)", "TestRetentionCopyUnderWay",
+	},
+	{
 		"retention is bounded", "retention.go",
 		"if !d.retains.Load() {\n\t\treturn nil\n", "if d.retains.Load() {\n\t\treturn nil\n", "TestRetentionBound",
 	},

@@ -86,6 +86,29 @@ func TestRetentionBatches(t *testing.T) {
 	}
 }
 
+// TestRetentionCopyUnderWay has a flush give up a change whose payload is still being copied: what is copied there late
+// harms nobody.
+func TestRetentionCopyUnderWay(t *testing.T) {
+	c, err := shared.New(shared.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	first, second := newWrite(t, c, 4096, 1), newWrite(t, c, 4096, 2)
+	defer first.Release()
+	defer second.Release()
+	r := newRetention()
+	r.add(first)
+	late := r.snapshot()[0].data
+	r.batches[0].copies.Add(1) // as if add had not come to the end of its copy
+	r.release(r.position())
+	r.add(second)
+	streamCopy(late, first.Payload())
+	if held := r.snapshot(); len(held) != 1 || !bytes.Equal(held[0].data, second.Payload()) {
+		t.Error("a change that was retained later has the late one's payload")
+	}
+}
+
 // TestStreamCopy copies all lengths around the lines that it works in, from any alignment, and nothing beyond.
 func TestStreamCopy(t *testing.T) {
 	from := make([]byte, 4096+streamLine)
