@@ -6,9 +6,12 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // TestE2EBlastRadius has handlers fail in every way, while eight devices of two other handlers are written to and
@@ -87,12 +90,8 @@ func TestE2EBlastRadius(t *testing.T) {
 		case tt.words == "read=scribble":
 			// What it hits decides whether it hangs, breaks the protocol, dies, or nobody notices.
 		case tt.logged != "":
-			for !hasLine(f.log.String()[before:], tt.logged) {
-				if time.Since(began) > limit {
-					t.Errorf("%s: the log does not say %q within %v", tt.words, tt.logged, limit)
-					break
-				}
-				time.Sleep(time.Millisecond)
+			if took := f.loggedAt(before, tt.logged).Sub(began); took > limit {
+				t.Errorf("%s: the log says %q after %v, later than %v", tt.words, tt.logged, took, limit)
 			}
 		case hasLine(f.log.String()[before:], died):
 			t.Errorf("%s: harmless, but the handler's process died", tt.words)
@@ -101,4 +100,25 @@ func TestE2EBlastRadius(t *testing.T) {
 		minor++
 	}
 	c.end()
+}
+
+// loggedAt waits until the log, behind so many bytes, has a line with the text, and returns the time that stands there.
+func (f *front) loggedAt(behind int, wanted string) time.Time {
+	f.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		for line := range strings.Lines(f.log.String()[behind:]) {
+			if !strings.Contains(line, wanted) {
+				continue
+			}
+			stamp, _, _ := strings.Cut(line, " ")
+			at, err := time.Parse(hclog.TimeFormat, stamp)
+			if err != nil {
+				f.Fatalf("%q does not begin with a time: %v", line, err)
+			}
+			return at
+		}
+		if time.Now().After(deadline) {
+			f.Fatalf("the log does not say %q", wanted)
+		}
+	}
 }
