@@ -41,7 +41,7 @@ func (d *Device) acquire(kind shared.Op, n int) (*shared.Request, error) {
 		if err != nil {
 			return nil, err
 		}
-		r, err := in.channel.Get(kind, uint64(n))
+		r, err := d.handler.get(in.channel, kind, uint64(n))
 		if !errors.Is(err, shared.ErrPeerGone) {
 			return r, err
 		}

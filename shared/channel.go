@@ -192,8 +192,9 @@ func (c *Channel) CloseFiles() {
 }
 
 // Get returns a request of the given operation with payload memory of n bytes (0 for operations without payload; at
-// most MaxPayload with one). When all requests or all memory are in use it waits its turn, first come first served.
-// The error is ErrPeerGone after Abandon and while the channel is suspended, EINVAL for a bad n.
+// most MaxPayload with one). When all requests or all memory are in use it waits its turn, first come first served;
+// what needs no memory does not wait for those who do. The error is ErrPeerGone after Abandon and while the channel is
+// suspended, EINVAL for a bad n.
 func (c *Channel) Get(op Op, n uint64) (*Request, error) {
 	if op.carriesPayload() && n > MaxPayload {
 		return nil, fmt.Errorf("%s of %d bytes: at most %d: %w", op, n, MaxPayload, syscall.EINVAL)
@@ -203,7 +204,7 @@ func (c *Channel) Get(op Op, n uint64) (*Request, error) {
 		c.memMu.Unlock()
 		return nil, ErrPeerGone
 	}
-	if len(c.waiters) == 0 {
+	if c.isNext(op, n) {
 		if r := c.tryGet(op, n); r != nil {
 			c.memMu.Unlock()
 			return r, nil
@@ -223,10 +224,16 @@ func (c *Channel) Get(op Op, n uint64) (*Request, error) {
 func (c *Channel) TryGet(op Op, n uint64) *Request {
 	c.memMu.Lock()
 	defer c.memMu.Unlock()
-	if c.closed || c.suspended || len(c.waiters) > 0 {
+	if c.closed || c.suspended || !c.isNext(op, n) {
 		return nil
 	}
 	return c.tryGet(op, n)
+}
+
+// isNext reports whether it is the turn of a request of n bytes; it needs memMu. A flush must not wait for memory: it
+// may be what frees some.
+func (c *Channel) isNext(op Op, n uint64) bool {
+	return len(c.waiters) == 0 || !op.carriesPayload() || n == 0
 }
 
 // Owns reports whether the request is one of this channel's.
