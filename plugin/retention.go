@@ -5,9 +5,7 @@ package plugin
 import (
 	"sync"
 	"sync/atomic"
-	"syscall"
 
-	"github.com/fuse-tcmur/fuse_tcmur/plugin/control"
 	"github.com/fuse-tcmur/fuse_tcmur/shared"
 )
 
@@ -226,35 +224,24 @@ func (d *Device) retain(req *shared.Request) {
 	}
 }
 
-// flushSoon starts a flush of the device's own, unless one is under way. It is sent at once, from here: a goroutine for
-// it would wait for a processor while threads that serve requests have them all, until there is no room any more.
+// flushSoon starts a flush of the device's own, unless one is under way.
 func (d *Device) flushSoon() {
 	r := d.unflushed
 	if r.flush.Load() || !r.flush.CompareAndSwap(false, true) {
 		return
 	}
-	d.stats.ownFlushes.Add(1)
-	if !d.joinFlush(ownFlush{d}) {
-		ownFlush{d}.Complete(nil, 0, control.Failf(syscall.ENODEV, "device %s was removed", d.name))
-		return
-	}
-	d.Commit(nil)
-}
-
-// ownFlush is the Completion of a device's own flush.
-type ownFlush struct{ d *Device }
-
-// Complete implements Completion.
-func (o ownFlush) Complete(_ []byte, _ int, err error) {
-	d, r := o.d, o.d.unflushed
-	if err != nil { // which has been logged, now and then
-		d.handler.log.Debug("flushing what is retained failed", "device", d.name, "retained", r.held(), "error", err)
-	}
-	r.mu.Lock()
-	r.failed = err
-	r.flush.Store(false)
-	r.room.Broadcast()
-	r.mu.Unlock()
+	go func() {
+		d.stats.ownFlushes.Add(1)
+		err := d.Flush()
+		if err != nil { // which has been logged, now and then
+			d.handler.log.Debug("flushing what is retained failed", "device", d.name, "retained", r.held(), "error", err)
+		}
+		r.mu.Lock()
+		r.failed = err
+		r.flush.Store(false)
+		r.room.Broadcast()
+		r.mu.Unlock()
+	}()
 }
 
 // awaitRoom waits until a change may be sent: the retained ones may exceed the limit only by what is in flight. When
