@@ -162,7 +162,7 @@ func cacheModes(ctx context.Context, b *bed, opts *options) error {
 		name := map[bool]string{false: "ram", true: fmt.Sprintf("storage that takes %v for each request", slowRequest)}[slow]
 		c := &comparison{
 			bed: b, peers: cachePeers(slow), workloads: opts.workloads, rounds: opts.rounds, runtime: opts.runtime,
-			warmUp: !opts.quick, progress: os.Stderr,
+			progress: os.Stderr,
 		}
 		r, err := c.run(ctx)
 		found[name] = r

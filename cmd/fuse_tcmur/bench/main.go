@@ -97,7 +97,7 @@ func withBed(ctx context.Context, opts *options, f func(*bed) error) (err error)
 func compare(ctx context.Context, b *bed, opts *options) error {
 	c := &comparison{
 		bed: b, peers: opts.peers, workloads: opts.workloads, rounds: opts.rounds, runtime: opts.runtime,
-		warmUp: !opts.quick, progress: os.Stderr,
+		progress: os.Stderr,
 	}
 	r, err := c.run(ctx)
 	r.Notes = opts.notes()

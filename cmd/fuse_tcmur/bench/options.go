@@ -55,7 +55,7 @@ func parseOptions(args []string) (*options, error) {
 	f.StringVar(&o.svg, "svg", "", "`file` for a chart; none is drawn without it")
 	f.StringVar(&o.base, "chart-base", gofuse, "`peer` that has the speed 1 in the chart")
 	f.StringVar(&o.from, "from", "", "measure nothing: report, and draw, the figures in `file`")
-	f.BoolVar(&o.quick, "quick", false, "one round of half a second, no warm-up: does it work at all?")
+	f.BoolVar(&o.quick, "quick", false, "one round of half a second: does it work at all?")
 	f.BoolVar(&o.list, "list", false, "list the workloads")
 	f.BoolVar(&o.scale, "scale", false, "measure many devices and hosts instead")
 	f.BoolVar(&o.delay, "delay", false, "count the requests in flight at a slow handler instead")

@@ -53,7 +53,7 @@ type server struct {
 	undo    []func() error
 }
 
-// startFilled is startServer, and writes to the whole device once, so that all memory is there.
+// startFilled is startServer, and writes and reads the whole device once, so that all memory is there and mapped.
 func startFilled(ctx context.Context, b *bed, p peer) (*server, error) {
 	s, err := startServer(ctx, b, p)
 	if err != nil {
@@ -261,12 +261,14 @@ func startLoop(ctx context.Context, b *bed, s *server) error {
 
 // fill writes the whole device.
 func fill(ctx context.Context, file string, size int64, unblock func()) error {
-	_, err := runFio(ctx, fioRun{
-		file: file, size: size, options: fioOptions{"rw": "write", "bs": "1m", "ioengine": "psync", "direct": "1"},
-		timeout: 2 * time.Minute, unblock: unblock,
-	})
-	if err != nil {
-		return fmt.Errorf("fill the device: %w", err)
+	for _, rw := range []string{"write", "read"} {
+		_, err := runFio(ctx, fioRun{
+			file: file, size: size, options: fioOptions{"rw": rw, "bs": "1m", "ioengine": "psync", "direct": "1"},
+			timeout: 2 * time.Minute, unblock: unblock,
+		})
+		if err != nil {
+			return fmt.Errorf("%s the whole device: %w", rw, err)
+		}
 	}
 	return nil
 }
