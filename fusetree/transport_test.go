@@ -24,6 +24,7 @@ type fastMemory struct {
 	memory
 	turn    atomic.Uint64
 	commits atomic.Int64
+	polls   atomic.Int64 // that have found something
 
 	heldMu sync.Mutex
 	held   []*heldIO
@@ -61,11 +62,16 @@ func (m *fastMemory) start(r *IO) bool {
 	return true
 }
 
-func (m *fastMemory) commit(n *Node, _ Poller) {
+func (m *fastMemory) commit(n *Node, p Poller) {
 	if n != m.node {
 		panic("Commit of another node")
 	}
 	m.commits.Add(1)
+	for deadline := time.Now().Add(time.Millisecond); p != nil && p.Pending() > 0 && time.Now().Before(deadline); {
+		if p.Poll() { // which calls commit
+			m.polls.Add(1)
+		}
+	}
 	m.heldMu.Lock()
 	held := m.held
 	m.held = nil
@@ -137,15 +143,24 @@ func TestStartConcurrently(t *testing.T) {
 	s := serve(t, Options{})
 	const files, workers, blocks, rounds = 2, 8, 16, 20
 	var group sync.WaitGroup
+	var memories []*fastMemory
 	for i := range files {
 		name := string(rune('a' + i))
 		m := &fastMemory{memory: memory{data: make([]byte, workers*blocks*stressBlock), direct: i%2 == 0}}
 		addFastMemory(t, s.Tree, name, m)
+		memories = append(memories, m)
 		for w := range workers {
 			group.Go(func() { writeAndCheck(t, s.path(name), uint64(w*blocks), blocks, rounds) })
 		}
 	}
 	group.Wait()
+	polls := int64(0)
+	for _, m := range memories {
+		polls += m.polls.Load()
+	}
+	if polls == 0 {
+		t.Error("the thread that calls Commit has never found further requests")
+	}
 }
 
 // TestDataThatFaults: the data of a read may be gone when it is to be sent, as mapped beyond the end of a file. That

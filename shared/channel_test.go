@@ -603,6 +603,64 @@ func TestInPlace(t *testing.T) {
 	}
 }
 
+// chain is a Poller that sends another request whenever it is asked, until it has sent all.
+type chain struct {
+	t       *testing.T
+	c       *Channel
+	pending atomic.Int32
+	left    int // requests
+	polls   int
+}
+
+func (p *chain) Pending() int { return int(p.pending.Load()) }
+
+func (p *chain) Poll() bool {
+	if p.left == 0 {
+		return false
+	}
+	p.polls++
+	r, err := p.c.Get(OpFlush, 0)
+	if err != nil {
+		p.t.Error(err)
+		return false
+	}
+	p.left--
+	p.pending.Add(1)
+	r.Done = func(r *Request) {
+		r.Release()
+		p.pending.Add(-1)
+	}
+	r.Push()
+	p.c.Kick(nil)
+	return true
+}
+
+// TestKickGoesOn has the thread that waits in Kick send further requests meanwhile.
+func TestKickGoesOn(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: MaxPayload})
+	defer c.Close()
+	p := newPeer(t, c)
+	p.serve(2, func(submission) uint32 { return 0 })
+	self := &chain{t: t, c: c, left: 1000}
+	mine := 0 // requests that were not sent from within Kick
+	for deadline := time.Now().Add(testDeadline); self.left > 0 || self.Pending() > 0; c.Kick(self) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d requests are pending, %d are yet to be sent", self.Pending(), self.left)
+		}
+		if self.Pending() == 0 {
+			self.Poll()
+			mine++
+		}
+	}
+	if mine == self.polls {
+		t.Error("Kick has not gone on with other work")
+	}
+	if n := c.InFlight(); n != 0 {
+		t.Errorf("%d requests are still handed out", n)
+	}
+}
+
 // BenchmarkRoundTrip is one 4 KiB read at a time through both rings, with both sides asleep in between.
 func BenchmarkRoundTrip(b *testing.B) {
 	c := newChannel(b, Options{})
