@@ -37,13 +37,9 @@ func (c *transfer) Complete(data []byte, _ int, err error) {
 func startRead(t *testing.T, d *plugin.Device, p []byte, off int64) error {
 	t.Helper()
 	c := &transfer{p: p, done: make(chan struct{})}
-	deadline := time.Now().Add(10 * time.Second)
-	for !d.StartRead(len(p), off, c) { // while another host takes over
-		if time.Now().After(deadline) {
-			t.Fatal("read on the fast path is refused")
-		}
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "the fast path to take a read", 10*time.Second, func() bool { // not while another host takes over
+		return d.StartRead(len(p), off, c)
+	})
 	d.Commit(nil)
 	select {
 	case <-c.done:

@@ -5,6 +5,8 @@ package shared
 import (
 	"runtime"
 	"sync/atomic"
+
+	"github.com/fuse-tcmur/fuse_tcmur/shared/watch"
 )
 
 // lock is a mutual exclusion lock for sections of well below a microsecond on threads that goroutines are locked to.
@@ -24,7 +26,7 @@ func (l *lock) Lock() {
 		case n < lockSpins:
 			pause()
 		case n < lockSpins+lockYields:
-			osyield()
+			watch.OfferProcessor()
 		default:
 			runtime.Gosched()
 		}

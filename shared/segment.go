@@ -103,9 +103,6 @@ func (s *segment) futexWake(off int, n int) {
 	_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(s.word32(off))), futexWake, uintptr(n), 0, 0, 0)
 }
 
-// osyield lets another thread run on this processor.
-func osyield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
-
 // Operations of futex(2), in the form that works between processes.
 const (
 	futexWait = 0

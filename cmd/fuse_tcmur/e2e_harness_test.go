@@ -312,7 +312,7 @@ func (b *bed) launchInheriting(files []*os.File, mount string, flags ...string) 
 	if uringtest.Wanted() {
 		args = append(args, "--fuse-io-uring=on")
 		restore := uringtest.Enable(b)
-		defer func() { go func() { f.stdout.await(f.exited, "serving"); restore() }() }()
+		defer func() { go func() { f.stdout.await(0, f.exited, "serving"); restore() }() }()
 	}
 	f.cmd = exec.Command(testbed.Program(b, "fuse_tcmur"), append(args, flags...)...)
 	f.cmd.Env = append(append(os.Environ(), b.mark, "TMPDIR="+b.sockets), b.environment...)
@@ -363,7 +363,7 @@ func (b *bed) startAt(mount string, flags ...string) *front {
 // awaitServing waits until the front takes commands.
 func (f *front) awaitServing() {
 	f.Helper()
-	if !f.stdout.await(f.exited, "serving "+f.mount) {
+	if !f.stdout.await(0, f.exited, "serving "+f.mount) {
 		f.Fatalf("%v does not serve:\n%s", f.cmd.Args, f.log.tail())
 	}
 }
@@ -515,12 +515,13 @@ func (w *watched) tail() string {
 	return text[max(0, len(text)-most):]
 }
 
-// await waits until one line has all of the texts; false: the process ended, or the time was up, before it came.
-func (w *watched) await(ended <-chan struct{}, texts ...string) bool {
+// await waits until one line, of those behind so many bytes, has all of the texts; false: the process ended, or the
+// time was up, before it came.
+func (w *watched) await(behind int, ended <-chan struct{}, texts ...string) bool {
 	timeout := time.After(graceful)
 	for last := false; ; {
 		w.mu.Lock()
-		text := w.text.String()
+		text := w.text.String()[behind:]
 		if w.grown == nil {
 			w.grown = make(chan struct{})
 		}
@@ -559,7 +560,13 @@ func hasLine(text string, parts ...string) bool {
 // wantLog waits until one line of the log has all of the texts.
 func (f *front) wantLog(texts ...string) {
 	f.Helper()
-	if !f.log.await(f.exited, texts...) {
+	f.wantLogSince(0, texts...)
+}
+
+// wantLogSince is wantLog for what is behind so many bytes of the log.
+func (f *front) wantLogSince(behind int, texts ...string) {
+	f.Helper()
+	if !f.log.await(behind, f.exited, texts...) {
 		f.Fatalf("the log has no line with all of %q:\n%s", texts, f.log.tail())
 	}
 }

@@ -69,7 +69,7 @@ func (b *bed) startCluster() *cluster {
 		}
 	})
 	for range 4 { // one await is not enough on a busy machine
-		if c.output.await(c.exited, "serving "+c.conf()) {
+		if c.output.await(0, c.exited, "serving "+c.conf()) {
 			return c
 		}
 	}
@@ -105,7 +105,7 @@ func (c *cluster) killOSD() {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		c.Fatal(err)
 	}
-	if !c.output.await(c.exited, "osd.0", fmt.Sprintf("process %d", pid), "has ended") {
+	if !c.output.await(0, c.exited, "osd.0", fmt.Sprintf("process %d", pid), "has ended") {
 		c.Fatalf(".ci/ceph does not notice the end of the OSD:\n%s", c.output.tail())
 	}
 }
@@ -251,17 +251,6 @@ func TestE2ERbd(t *testing.T) {
 
 // logSoFar is a place in the log, for wantLogSince.
 func (f *front) logSoFar() int { return len(f.log.String()) }
-
-// wantLogSince waits until one line of the log, from a place on, has all of the texts.
-func (f *front) wantLogSince(place int, texts ...string) {
-	f.Helper()
-	for deadline := time.Now().Add(graceful); !hasLine(f.log.String()[place:], texts...); {
-		if time.Now().After(deadline) {
-			f.Fatalf("the log has no line with all of %q:\n%s", texts, f.log.tail())
-		}
-		time.Sleep(10 * time.Millisecond) // watched tells of lines in all of the text only
-	}
-}
 
 // underLoad has clients write to a device, and check what they have written, while something happens to it. It returns
 // when each of them has been served again after that, and none has had an error.

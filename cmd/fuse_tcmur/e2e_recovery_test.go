@@ -105,20 +105,17 @@ func TestE2EBlastRadius(t *testing.T) {
 // loggedAt waits until the log, behind so many bytes, has a line with the text, and returns the time that stands there.
 func (f *front) loggedAt(behind int, wanted string) time.Time {
 	f.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		for line := range strings.Lines(f.log.String()[behind:]) {
-			if !strings.Contains(line, wanted) {
-				continue
-			}
-			stamp, _, _ := strings.Cut(line, " ")
-			at, err := time.Parse(hclog.TimeFormat, stamp)
-			if err != nil {
-				f.Fatalf("%q does not begin with a time: %v", line, err)
-			}
-			return at
+	f.wantLogSince(behind, wanted)
+	for line := range strings.Lines(f.log.String()[behind:]) {
+		if !strings.Contains(line, wanted) {
+			continue
 		}
-		if time.Now().After(deadline) {
-			f.Fatalf("the log does not say %q", wanted)
+		stamp, _, _ := strings.Cut(line, " ")
+		at, err := time.Parse(hclog.TimeFormat, stamp)
+		if err != nil {
+			f.Fatalf("%q does not begin with a time: %v", line, err)
 		}
+		return at
 	}
+	panic("the line is gone")
 }

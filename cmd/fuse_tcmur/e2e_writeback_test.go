@@ -126,6 +126,23 @@ func TestE2EWritebackEnd(t *testing.T) {
 	}
 }
 
+// wantMounts checks how many mounts there are at mount and below: that of the tree, and one for each device that writes
+// back.
+func (b *bed) wantMounts(mount string, want int) {
+	b.Helper()
+	if n := len(b.mountsBelow(mount)); n != want {
+		b.Errorf("%d mounts, want %d", n, want)
+	}
+}
+
+// wantImage checks that the file at path begins with what was written.
+func (b *bed) wantImage(path string, want []byte) {
+	b.Helper()
+	if got, err := os.ReadFile(path); err != nil || !bytes.HasPrefix(got, want) {
+		b.Errorf("%s does not have what was written (%v)", path, err)
+	}
+}
+
 // TestE2EWritebackMounts: the mount of a device comes and goes with the device and with the front, however that ends.
 func TestE2EWritebackMounts(t *testing.T) {
 	t.Parallel()
@@ -144,13 +161,9 @@ func TestE2EWritebackMounts(t *testing.T) {
 			image := b.TempDir() + "/image"
 			f.must("load file\nadd 0 size=8M cache=writeback /file/" + image +
 				"\nadd 1 size=8M cache=writeback ro /file/" + image + "2\nadd 2 size=1M cache=writeback /file/" + image + "3")
-			if n := len(b.mountsBelow(f.mount)); n != 3 {
-				t.Errorf("%d mounts, want that of the tree and of two devices that can be written", n)
-			}
+			b.wantMounts(f.mount, 3)
 			f.must("remove 2")
-			if n := len(b.mountsBelow(f.mount)); n != 2 {
-				t.Errorf("%d mounts after remove, want 2", n)
-			}
+			b.wantMounts(f.mount, 2)
 			file, model := f.dirty("file000", 4<<20, 1)
 			f.refused("exit", syscall.EBUSY, "file000 is open once")
 			mustWriteAt(t, file, pattern(4096, 2), 0)
@@ -159,9 +172,7 @@ func TestE2EWritebackMounts(t *testing.T) {
 			tt.stop(f)
 			f.wantExit(0)
 			b.wantNothingLeft()
-			if got, err := os.ReadFile(image); err != nil || !bytes.Equal(got[:len(model)], model) {
-				t.Errorf("the image does not have what was written (%v)", err)
-			}
+			b.wantImage(image, model)
 		})
 	}
 }
@@ -189,9 +200,7 @@ func TestE2EWritebackDetached(t *testing.T) {
 	f.wantExit(0)
 	copy(model, pattern(4096, 2))
 	copy(model[4096:], pattern(4096, 3))
-	if got, err := os.ReadFile(image); err != nil || !bytes.Equal(got[:len(model)], model) {
-		t.Errorf("the image does not have what was written (%v)", err)
-	}
+	b.wantImage(image, model)
 }
 
 // TestE2EWritebackRefusedStop: a front that cannot stop because a device or only its mount is in use has all devices
@@ -207,9 +216,7 @@ func TestE2EWritebackRefusedStop(t *testing.T) {
 	mustWriteAt(t, file, pattern(4096, 2), 0)
 	file.Close()
 	f.writeAndCheck("ram000", 0, 4096, 1)
-	if n := len(b.mountsBelow(f.mount)); n != 3 {
-		t.Errorf("%d mounts, want 3", n)
-	}
+	b.wantMounts(f.mount, 3)
 	f.must("exit")
 	f.wantExit(0)
 
@@ -223,9 +230,7 @@ func TestE2EWritebackRefusedStop(t *testing.T) {
 	f.signal(syscall.SIGTERM)
 	f.wantLog("cannot stop", "sleep")
 	f.writeAndCheck("ram000", 0, 4096, 1)
-	if n := len(b.mountsBelow(f.mount)); n != 2 {
-		t.Errorf("%d mounts, want 2", n)
-	}
+	b.wantMounts(f.mount, 2)
 	_ = user.Process.Kill()
 	_ = user.Wait()
 	f.must("exit") // another signal would be an order to stop by force
@@ -255,9 +260,7 @@ func TestE2EWritebackKilled(t *testing.T) {
 	f = b.startAt(mount)
 	f.must(add)
 	f.wantDirect("file000", "after a new start", pattern(1<<20, 1))
-	if n := len(b.mountsBelow(mount)); n != 2 {
-		t.Errorf("%d mounts, want 2", n)
-	}
+	b.wantMounts(mount, 2)
 }
 
 // TestE2EWritebackForced: a device that is taken away by force has what was written to it, if its handler works.
@@ -277,9 +280,7 @@ func TestE2EWritebackForced(t *testing.T) {
 			t.Errorf("%s: the device can still be read", command)
 		}
 		file.Close()
-		if got, err := os.ReadFile(image); err != nil || !bytes.Equal(got[:len(model)], model) {
-			t.Errorf("%s: the image does not have what was written (%v)", command, err)
-		}
+		b.wantImage(image, model)
 		if i == 0 {
 			f.must("unload file")
 		}

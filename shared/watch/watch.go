@@ -30,11 +30,14 @@ func (w *Watch) Pays() bool {
 	return until == 0 || int64(time.Since(epoch)) > until
 }
 
+// OfferProcessor lets another thread run on this processor, if one wants to.
+func OfferProcessor() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
+
 // Yield offers the processor to other threads, and reports whether to go on watching. A watcher has to call it every
 // few microseconds: what it waits for may need this processor.
 func (w *Watch) Yield() bool {
 	began := time.Since(epoch)
-	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	OfferProcessor()
 	return w.yielded(began, time.Since(epoch))
 }
 
