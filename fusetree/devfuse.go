@@ -29,6 +29,8 @@ const (
 	lingering = 30 * time.Microsecond
 	// crowdPatience is how many times in a row requests have to come one by one for that to be over.
 	crowdPatience = 16
+	// solitude is how many requests in a row have to come one by one for the reader to follow the client.
+	solitude = 64
 	// largeWrite is the size in bytes from which on a payload is worth a buffer of the node's own: copying less costs less
 	// than the buffer's book-keeping.
 	largeWrite = 64 << 10
@@ -159,6 +161,8 @@ type reader struct {
 	ended              bool        // the connection is over
 	crowd              int         // more than 0: requests come from several clients, or ahead of their answers
 	watch              watch.Watch
+	alone              int // requests in a row that came one by one
+	follower           follower
 
 	header *requestHeader
 	vector [2]unix.Iovec // header, and data or lent
@@ -203,6 +207,9 @@ func (b *reader) serve() {
 		if b.c.inFlight.Load() > 1 {
 			b.begin() // the first request is on its way at once; the others of the batch share a doorbell
 			b.drain()
+			b.alone = 0
+		} else if b.alone++; b.alone > solitude {
+			b.follower.follow(b.header.Pid)
 		}
 		b.commit(b)
 	}
@@ -258,6 +265,7 @@ func (b *reader) Poll() bool {
 		return false
 	}
 	b.crowd = crowdPatience
+	b.alone = 0
 	b.begin()
 	return true
 }

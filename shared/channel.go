@@ -440,21 +440,39 @@ type Poller interface {
 func (c *Channel) Kick(p Poller) {
 	// publish ended with a sequentially consistent store: either the host's worker sees the entry in its second look, or
 	// this load sees the worker.
-	if c.unrung.Swap(0) > 0 && c.look() {
+	pushed := c.unrung.Swap(0) > 0
+	if pushed && c.look() {
 		c.ring()
 		c.lookers.Add(-1)
 	}
-	if !c.awaited.Load() && (c.armed.Load() || p != nil) {
+	switch {
+	case c.awaited.Load(): // by somebody who calls ringLate afterwards
+	case c.armed.Load() || p != nil:
 		c.attend(p)
+	case pushed && c.look():
+		c.ringLate()
+		c.lookers.Add(-1)
 	}
 }
 
-// ring wakes a worker of the host, if one sleeps. For those who may look.
+// ring wakes a worker of the host, if one sleeps and none is about to look at the ring. For those who may look, as the
+// next two. Who calls it sees to a call of ringLate later.
 func (c *Channel) ring() {
-	if c.complete.load32(offSQSleepers) > 0 {
-		c.submit.add32(offSQBell, 1)
-		c.submit.futexWake(offSQBell, 1)
+	if n := c.complete.load32(offSQSleepers); n > 0 && n < sleepersBackSoon {
+		c.wake()
 	}
+}
+
+// ringLate wakes a worker that ring has left asleep because another one would be back soon, and still is not.
+func (c *Channel) ringLate() {
+	if c.sent.Load() > 0 && c.complete.load32(offSQSleepers) > sleepersBackSoon {
+		c.wake()
+	}
+}
+
+func (c *Channel) wake() {
+	c.submit.add32(offSQBell, 1)
+	c.submit.futexWake(offSQBell, 1)
 }
 
 // publish needs sqMu.
@@ -546,6 +564,7 @@ func (c *Channel) attend(p Poller) {
 		c.await(p)
 		c.awaited.Store(false)
 	}
+	c.ringLate()
 	// Who arms after this finds awaited false, and attends itself.
 	if c.armed.Swap(false) {
 		c.waiting(-waitingAttends)

@@ -77,6 +77,9 @@ struct tcmur_cqe {
 #define TCMUR_WAITING_ASLEEP 1u  /* the completion thread, of which there is one */
 #define TCMUR_WAITING_ATTENDS 2u /* some thread attends */
 
+/* In sq_sleepers, beside the number: a worker that is in a quick callout will look at the ring when it returns. */
+#define TCMUR_SLEEPERS_BACK_SOON 0x80000000u
+
 /* Head of the submit segment. Written by the front. */
 struct tcmur_submit {
 	uint32_t magic;               /*   0: TCMUR_CHANNEL_MAGIC */

@@ -659,6 +659,51 @@ func TestKickGoesOn(t *testing.T) {
 	}
 }
 
+// TestRingLate lets the worker that has said that it would be back soon stay away: another one is woken all the same, but
+// not before the front has looked out for completions.
+func TestRingLate(t *testing.T) {
+	t.Parallel()
+	for _, p := range []Poller{nil, &poller{}} {
+		c := newChannel(t, Options{Memory: MaxPayload})
+		host := newPeer(t, c)
+		r, err := c.Get(OpFlush, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		r.Done = func(r *Request) { ended <- r.Err }
+		if p, ok := p.(*poller); ok {
+			p.pending.Store(1)
+			r.Done = func(r *Request) { p.pending.Store(0); ended <- r.Err }
+		}
+		host.complete.store32(offSQSleepers, sleepersBackSoon) // nobody sleeps
+		r.Push()
+		before := c.submit.load32(offSQBell)
+		c.Kick(p)
+		if c.submit.load32(offSQBell) != before {
+			t.Errorf("%T: the bell was rung for nobody", p)
+		}
+		host.complete.store32(offSQSleepers, sleepersBackSoon+1)
+		c.unrung.Add(1)
+		c.Kick(p)
+		if c.submit.load32(offSQBell) == before {
+			t.Errorf("%T: the bell was not rung", p)
+		}
+		host.complete.store32(offSQSleepers, 0)
+		host.serve(1, func(submission) uint32 { return 0 })
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(testDeadline):
+			t.Fatalf("%T: the request does not end", p)
+		}
+		r.Release()
+		c.Close()
+	}
+}
+
 // BenchmarkRoundTrip is one 4 KiB read at a time through both rings, with both sides asleep in between.
 func BenchmarkRoundTrip(b *testing.B) {
 	c := newChannel(b, Options{})

@@ -42,6 +42,9 @@ const (
 	offRobust     = 192
 )
 
+// sleepersBackSoon in offSQSleepers: a worker in a quick callout will look at the ring.
+const sleepersBackSoon = 1 << 31
+
 // Offsets in a submission queue entry.
 const (
 	sqeSeq     = 0

@@ -61,6 +61,7 @@ func TestLayoutMatchesHeader(t *testing.T) {
 		{"TCMUR_CQE_IN_PLACE", flagInPlace},
 		{"TCMUR_WAITING_ASLEEP", waitingAsleep},
 		{"TCMUR_WAITING_ATTENDS", waitingAttends},
+		{"TCMUR_SLEEPERS_BACK_SOON", sleepersBackSoon},
 	}
 	var src strings.Builder
 	src.WriteString("#include <stdio.h>\n#include \"channel.h\"\nint main(void) {\n")

@@ -206,9 +206,10 @@ uint8_t *channel_write_payload(uint64_t at, uint64_t length)
 	return inside(at, length, submit_arena_size) ? (uint8_t *)(uintptr_t)(submit_arena + at) : NULL;
 }
 
-void channel_publish_sleepers(uint32_t n)
+void channel_publish_sleepers(uint32_t n, bool back_soon)
 {
-	atomic_store_explicit(&complete->sq_sleepers, n, memory_order_relaxed);
+	atomic_store_explicit(&complete->sq_sleepers, back_soon ? n | TCMUR_SLEEPERS_BACK_SOON : n,
+			      memory_order_relaxed);
 }
 
 uint32_t channel_bell(void)

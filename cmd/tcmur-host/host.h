@@ -230,7 +230,7 @@ void channel_defer_bell(bool defer);
 void channel_ring(void);                                      /* what was deferred */
 uint8_t *channel_read_payload(uint64_t at, uint64_t length);  /* NULL: outside the arena */
 uint8_t *channel_write_payload(uint64_t at, uint64_t length); /* the same; memory is read-only */
-void channel_publish_sleepers(uint32_t n);
+void channel_publish_sleepers(uint32_t n, bool back_soon);
 uint32_t channel_bell(void);
 void channel_sleep(uint32_t bell);
 bool channel_wake(void); /* wakes one sleeper; false: nobody was asleep yet */

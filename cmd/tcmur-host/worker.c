@@ -8,8 +8,8 @@
  *
  * Where callouts take less time than waking a thread does, that would make everything slower: then a worker serves what
  * is in the ring by itself, one after another, and rings the front's bell once for several. Should the handler block
- * after all, the others sleep until the front pushes the next request or, at the latest, until its clock ticks
- * (Channel.Tick).
+ * after all, the others sleep until the front has looked out for a completion in vain or, at the latest, until its clock
+ * ticks (Channel.Tick).
  *
  * One idle worker at most watches the ring without sleeping (spins), for a short time after it has run empty: the next
  * request often follows soon, and waking a thread costs more than serving a small request does. While it does,
@@ -33,16 +33,19 @@
 #define SPIN_PROBE 16
 /*
  * Others may keep a CPU that is offered to them for so long. The threads that a spinning worker waits for need far less;
- * others use up their time slice, which is some milliseconds, whereas a thread that is woken comes before them. So
- * spinning is then left alone for a while.
+ * others use up their time slice, which is some milliseconds, whereas a thread that is woken comes before them. Where
+ * that much (SPIN_LOST_NS) is lost to them within a period, spinning is left alone for a while.
  */
 #define SPIN_YIELD_NS 300000u
+#define SPIN_LOST_NS 20000000u
+#define SPIN_PERIOD_NS 100000000u
 #define SPIN_RESPITE_NS 250000000u
 #define QUICK_BACKLOG 16 /* so many requests in the ring are worth another worker even where callouts are quick */
 
 static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned int sleeping;     /* guarded by idle_lock: workers asleep on the bell, or about to be */
 static bool spinning;             /* guarded by idle_lock */
+static unsigned int in_quick;     /* guarded by idle_lock: workers that serve quick callouts one after another */
 static unsigned int workers;      /* guarded by idle_lock: all of them */
 static unsigned int expected = 1; /* guarded by idle_lock: callouts at a time, plus one */
 static _Atomic unsigned int idle; /* sleeping + spinning; changed under idle_lock, read without */
@@ -50,6 +53,8 @@ static _Atomic unsigned int idle; /* sleeping + spinning; changed under idle_loc
 static _Atomic unsigned int spin_limit_ns;
 static _Atomic unsigned int spins_in_vain;  /* in a row */
 static _Atomic uint64_t spin_respite_until; /* CLOCK_MONOTONIC, ns */
+static uint64_t period_since;               /* of the worker that spins, as the next: when its period began */
+static uint64_t period_lost;                /* ns in that period */
 
 void worker_set_spin(unsigned int microseconds)
 {
@@ -61,7 +66,7 @@ void worker_set_spin(unsigned int microseconds)
 /* idle_lock is held. */
 static void publish(void)
 {
-	channel_publish_sleepers(spinning ? 0 : sleeping);
+	channel_publish_sleepers(spinning ? 0 : sleeping, in_quick > 0);
 	atomic_store_explicit(&idle, sleeping + spinning, memory_order_relaxed);
 }
 
@@ -72,6 +77,30 @@ static inline void cpu_relax(void)
 #elif defined(__aarch64__)
 	__asm__ volatile("yield");
 #endif
+}
+
+/* idle_lock is held. What the calling worker does next: to serve quick callouts, or something else. */
+static void serves_quick(bool yes)
+{
+	static _Thread_local bool was;
+
+	in_quick += yes;
+	in_quick -= was;
+	was = yes;
+}
+
+/* Called by the worker that spins: others have kept its CPU for ns. */
+static bool lost_too_much(uint64_t ns, uint64_t now)
+{
+	if (now - period_since > SPIN_PERIOD_NS) {
+		period_since = now;
+		period_lost = 0;
+	}
+	period_lost += ns;
+	if (period_lost < SPIN_LOST_NS)
+		return false;
+	period_lost = 0;
+	return true;
 }
 
 static bool spin(struct submission *sub)
@@ -97,6 +126,7 @@ static bool spin(struct submission *sub)
 		return false;
 	}
 	spinning = true;
+	serves_quick(false);
 	publish();
 	pthread_mutex_unlock(&idle_lock);
 
@@ -113,7 +143,7 @@ static bool spin(struct submission *sub)
 			break;
 		sched_yield();
 		now = clock_ns();
-		if (now - yielded > SPIN_YIELD_NS) {
+		if (now - yielded > SPIN_YIELD_NS && lost_too_much(now - yielded, now)) {
 			atomic_store_explicit(&spin_respite_until, now + SPIN_RESPITE_NS, memory_order_relaxed);
 			break;
 		}
@@ -126,6 +156,7 @@ static bool spin(struct submission *sub)
 
 	pthread_mutex_lock(&idle_lock);
 	spinning = false;
+	serves_quick(found && pace_is_quick());
 	publish();
 	pthread_mutex_unlock(&idle_lock);
 	return found;
@@ -137,6 +168,7 @@ static bool sleep_on_bell(struct submission *sub)
 
 	pthread_mutex_lock(&idle_lock);
 	sleeping++;
+	serves_quick(false);
 	publish();
 	pthread_mutex_unlock(&idle_lock);
 	atomic_thread_fence(memory_order_seq_cst);
@@ -149,6 +181,7 @@ static bool sleep_on_bell(struct submission *sub)
 
 	pthread_mutex_lock(&idle_lock);
 	sleeping--;
+	serves_quick(pace_is_quick());
 	publish();
 	pthread_mutex_unlock(&idle_lock);
 	return found;

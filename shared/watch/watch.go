@@ -14,13 +14,21 @@ const (
 	// tooLong is how long others may keep a processor that was offered to them. Those whom a watcher waits for need far
 	// less. Others use up their time slice, which is some milliseconds, whereas a thread that is woken comes before them.
 	tooLong = 300 * time.Microsecond
+	// allowance is how much time may be lost in that way within a period: now and then a hypervisor takes the processor
+	// away for longer, too.
+	allowance = 20 * time.Millisecond
+	period    = 100 * time.Millisecond
 	// respite is how long watching is then left alone.
 	respite = 250 * time.Millisecond
 )
 
 // Watch tells whether it is worth it: where others want to compute it costs far more than it saves. The zero value is
 // ready. All methods may be called from several threads at once.
-type Watch struct{ until atomic.Int64 } // end of the respite, ns since epoch
+type Watch struct {
+	until atomic.Int64 // end of the respite, ns since epoch, as all below
+	since atomic.Int64 // beginning of the period
+	lost  atomic.Int64 // in the period
+}
 
 var epoch = time.Now()
 
@@ -46,6 +54,14 @@ func (w *Watch) yielded(began, ended time.Duration) bool {
 	if ended-began < tooLong {
 		return true
 	}
+	if int64(ended)-w.since.Load() > int64(period) {
+		w.since.Store(int64(ended))
+		w.lost.Store(0)
+	}
+	if w.lost.Add(int64(ended-began)) < int64(allowance) {
+		return true
+	}
+	w.lost.Store(0)
 	w.until.Store(int64(ended + respite))
 	return false
 }
