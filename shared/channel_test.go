@@ -659,8 +659,7 @@ func TestKickGoesOn(t *testing.T) {
 	}
 }
 
-// TestRingLate lets the worker that has said that it would be back soon stay away: another one is woken all the same, but
-// not before the front has looked out for completions.
+// TestRingLate lets a worker that has said that it would be back soon stay away: another one is woken all the same.
 func TestRingLate(t *testing.T) {
 	t.Parallel()
 	for _, p := range []Poller{nil, &poller{}} {
