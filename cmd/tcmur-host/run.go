@@ -78,6 +78,8 @@ func run(args []string) int {
 	closeAllOnExec(o)
 	// A ^C at the front's terminal goes to every process of the group. What to do then is the front's decision.
 	signal.Ignore(unix.SIGINT)
+	// A front that is gone already must not end this process before it has cleaned up: writing to it is EPIPE.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 
 	stderr, err := privateStderr()
 	if err != nil {
@@ -96,9 +98,12 @@ func run(args []string) int {
 		logger.Warn("the front is gone: closing all devices")
 		// Whatever hangs, in a handler or on the way to one: an orphan does not stay.
 		time.AfterFunc(orphanCloseTimeout+time.Second, func() { os.Exit(exitFailed) })
-		// The front has made this directory for the control socket and would have removed it.
-		_ = os.RemoveAll(os.Getenv(goplugin.EnvUnixSocketDir))
-		os.Exit(srv.shutdown(orphanCloseTimeout))
+		// The front has made this directory and would have removed it. Its socket may be in the making.
+		socketDir := os.Getenv(goplugin.EnvUnixSocketDir)
+		_ = os.RemoveAll(socketDir)
+		status := srv.shutdown(orphanCloseTimeout)
+		_ = os.RemoveAll(socketDir)
+		os.Exit(status)
 	}()
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig: control.Handshake,
