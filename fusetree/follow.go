@@ -65,6 +65,7 @@ func (f *follower) sleepsOn(tid uint32) (cpu int, ok bool) {
 	if err != nil {
 		return 0, false
 	}
+	// No read of this file waits for a lock that a client may hold while it waits for us, such as its mmap_lock.
 	// proc_pid_stat(5): the state follows the command, and 36 fields after it comes the processor.
 	fields := bytes.Fields(f.file[bytes.LastIndexByte(f.file[:n], ')')+1 : n])
 	const state, last = 0, 36
