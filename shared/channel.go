@@ -433,11 +433,11 @@ type Poller interface {
 	Poll() bool
 }
 
-// Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep; should another one
-// be about to look at the ring, only after completions have not come. With p not nil it carries out completions until
-// nothing of p is pending, and lets p go on with its other work, as long as completions come soon (eagerWait): for a
-// thread that would have to be woken for either that is cheaper. Where they have not come soon lately, or another thread
-// is at it, it returns at once.
+// Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep; should another
+// one be about to look at the ring, only after completions have not come. With p not nil it carries out completions
+// until nothing of p is pending, and lets p go on with its other work, as long as completions come soon (eagerWait):
+// for a thread that would have to be woken for either that is cheaper. Where they have not come soon lately, or another
+// thread is at it, it returns at once.
 func (c *Channel) Kick(p Poller) {
 	// publish ended with a sequentially consistent store: either the host's worker sees the entry in its second look, or
 	// this load sees the worker.
