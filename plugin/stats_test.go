@@ -20,13 +20,13 @@ func TestStats(t *testing.T) {
 	l, _ := open(t, "fault")
 	load(t, l, "fault")
 	d := add(t, l, 0, "/fault/size=0x100000,delay=3000,read:8192=5", plugin.DeviceOptions{MaxXfer: 65536})
-	buf := make([]byte, 4096)
 	const reads, writes, jobs = 20, 15, 4
 	var wg sync.WaitGroup
 	for range jobs {
 		wg.Go(func() {
+			buf := make([]byte, 512)
 			for range reads {
-				if _, err := d.ReadAt(buf[:512:512], 0); err != nil {
+				if _, err := d.ReadAt(buf, 0); err != nil {
 					t.Error(err)
 				}
 			}
@@ -43,7 +43,7 @@ func TestStats(t *testing.T) {
 	if _, err := d.WriteAt(make([]byte, 3*65536), 65536); err != nil { // three requests
 		t.Error(err)
 	}
-	if _, err := d.ReadAt(buf, 8192); !errors.Is(err, syscall.EIO) {
+	if _, err := d.ReadAt(make([]byte, 4096), 8192); !errors.Is(err, syscall.EIO) {
 		t.Errorf("read that the handler refuses: %v", err)
 	}
 	if err := d.Flush(); err != nil {
