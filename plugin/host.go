@@ -59,6 +59,7 @@ type host struct {
 	killedFor atomic.Int32 // why we killed it
 	// supervise's own:
 	judged    bool                                  // its death has been looked into
+	restart   bool                                  // it takes the place of one that has died
 	reopening *Device                               // what a recovery is having it reopen; nil at other times
 	prepared  struct{ process, load time.Duration } // how long it took to have the process, and it the handler
 

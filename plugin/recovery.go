@@ -241,9 +241,10 @@ func (h *handler) recover(dead *host) error {
 		next, err := h.startSuccessor()
 		if err == nil {
 			ready := time.Now()
+			next.restart = true
 			if err = h.takeOver(next); err == nil {
 				h.log.Warn("handler recovered", "handler", h.subtype, "pid", next.pid(), "after",
-					time.Since(began).Round(time.Millisecond).String(), "restarts", h.restarts.Add(1))
+					time.Since(began).Round(time.Millisecond).String(), "restarts", h.restarts.Load())
 				h.log.Debug("handler recovered: where the time went", "handler", h.subtype, "process", next.prepared.process,
 					"load", next.prepared.load, "devices", time.Since(ready))
 				return nil
@@ -444,6 +445,10 @@ func (h *handler) serveFrom(next *host) error {
 		defer h.mu.Unlock()
 		late = h.takeParked(func(o *op) bool { return o.d.putOff == nil })
 		h.host = next
+		if next.restart {
+			next.restart = false // it may have to resume after a reload that fails
+			h.restarts.Add(1)
+		}
 		h.successor.Store(nil)
 		for _, d := range devices {
 			if d.putOff == nil {
