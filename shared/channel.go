@@ -87,6 +87,7 @@ type Channel struct {
 
 	sent     atomic.Int64  // requests in flight
 	payload  atomic.Uint64 // of the latest one, in bytes
+	took     atomic.Int64  // by the handler for the latest completion, in ns; 0: not worth measuring
 	clock    atomic.Int64  // counts the calls of Tick
 	stopping atomic.Bool
 	ending   sync.WaitGroup // calls of Reap that have taken requests and not yet ended them
@@ -435,7 +436,7 @@ type Poller interface {
 
 // Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep; should another
 // one be about to look at the ring, only after completions have not come. With p not nil it carries out completions
-// until nothing of p is pending, and lets p go on with its other work, as long as completions come soon (eagerWait):
+// until nothing of p is pending, and lets p go on with its other work, as long as completions come soon (patience):
 // for a thread that would have to be woken for either that is cheaper. Where they have not come soon lately, or another
 // thread is at it, it returns at once.
 func (c *Channel) Kick(p Poller) {
@@ -542,6 +543,10 @@ func (c *Channel) arm() {
 const (
 	// eagerWait is how long Kick looks out for the next completion: a multiple of what waking a thread takes.
 	eagerWait = 50 * time.Microsecond
+	// quickWait is the same for a handler that takes no time worth measuring. If a completion of that does not come then
+	// its worker is waiting for a processor, most likely the client's, who gives it up when it has used what it got. To
+	// sleep meanwhile would make three threads wake each other.
+	quickWait = 200 * time.Microsecond
 	// eagerBytes of a request are worth a nanosecond more: the host copies them.
 	eagerBytes = 4
 	// After eagerTries waits in vain in a row only each eagerProbe-th is made.
@@ -604,7 +609,7 @@ func (c *Channel) await(p Poller) {
 		if c.posted() {
 			continue
 		}
-		if time.Since(since) > eagerWait+time.Duration(c.payload.Load()/eagerBytes) {
+		if time.Since(since) > c.patience() {
 			c.inVain.Add(1)
 			return
 		}
@@ -612,6 +617,15 @@ func (c *Channel) await(p Poller) {
 			return
 		}
 	}
+}
+
+// patience is how long await looks out for the next completion.
+func (c *Channel) patience() time.Duration {
+	wait := eagerWait
+	if c.took.Load() == 0 {
+		wait = quickWait
+	}
+	return wait + time.Duration(c.payload.Load()/eagerBytes)
 }
 
 // posted tells, without a lock, whether the next completion is there: a hint.
@@ -677,6 +691,7 @@ func (c *Channel) reap(done []*Request) []*Request {
 		}
 		c.sent.Add(-1)
 		r.STS, r.Err, r.HandlerTime = sts, hostErrno(errno), time.Duration(min(took, 1<<62))
+		c.took.Store(int64(r.HandlerTime))
 		r.InPlace = flags == flagInPlace && r.MayInPlace
 		if flags != 0 && !r.InPlace {
 			c.violation("completion of tag %d, use %d, with flags %#x", tag, gen, flags)
