@@ -74,8 +74,8 @@ type Channel struct {
 
 	// armed says that cq_waiting tells of somebody who attends to completions, or is yet to do so, in Kick.
 	armed atomic.Bool
-	// awaited says that a thread is in await. It sees to everything that is sent meanwhile.
-	awaited atomic.Bool
+	// awaiters counts the threads in await. They see to everything that is sent meanwhile.
+	awaiters atomic.Int32
 	// lookers counts who looks at the rings without holding reapMu or sqMu; freed that the segments are unmapped, or about
 	// to be: nobody may start to look.
 	lookers atomic.Int32
@@ -437,8 +437,8 @@ type Poller interface {
 // Kick rings the doorbell for what was pushed since the last Kick, if workers of the host are asleep; should another
 // one be about to look at the ring, only after completions have not come. With p not nil it carries out completions
 // until nothing of p is pending, and lets p go on with its other work, as long as completions come soon (patience):
-// for a thread that would have to be woken for either that is cheaper. Where they have not come soon lately, or another
-// thread is at it, it returns at once.
+// for a thread that would have to be woken for either that is cheaper. Where they have not come soon lately it returns
+// at once. Several threads may be at it, and carry out completions of each other.
 func (c *Channel) Kick(p Poller) {
 	// publish ended with a sequentially consistent store: either the host's worker sees the entry in its second look, or
 	// this load sees the worker.
@@ -448,7 +448,7 @@ func (c *Channel) Kick(p Poller) {
 		c.lookers.Add(-1)
 	}
 	switch {
-	case c.awaited.Load(): // by somebody who calls ringLate afterwards
+	case p == nil && c.awaiters.Load() > 0: // one of whom calls ringLate afterwards
 	case c.armed.Load() || p != nil:
 		c.attend(p)
 	case pushed && c.look():
@@ -563,15 +563,19 @@ func (c *Channel) attend(p Poller) {
 		return
 	}
 	defer c.lookers.Add(-1)
-	if p != nil && p.Pending() > 0 && c.watch.Pays() && c.waitPays() && c.awaited.CompareAndSwap(false, true) {
+	if p != nil && p.Pending() > 0 && c.watch.Pays() && c.waitPays() {
+		c.awaiters.Add(1)
 		if c.armed.CompareAndSwap(false, true) {
 			c.waiting(waitingAttends)
 		}
 		c.await(p)
-		c.awaited.Store(false)
+		c.awaiters.Add(-1)
 	}
 	c.ringLate()
-	// Who arms after this finds awaited false, and attends itself.
+	if c.awaiters.Load() > 0 {
+		return
+	}
+	// Who arms after this finds no awaiter, and attends itself.
 	if c.armed.Swap(false) {
 		c.waiting(-waitingAttends)
 		c.Reap() // what the host has announced to nobody
