@@ -87,7 +87,7 @@ type Channel struct {
 
 	sent     atomic.Int64  // requests in flight
 	payload  atomic.Uint64 // of the latest one, in bytes
-	took     atomic.Int64  // by the handler for the latest completion, in ns; 0: not worth measuring
+	took     atomic.Int64  // by the handler for the latest request that this was measured of, in ns
 	clock    atomic.Int64  // counts the calls of Tick
 	stopping atomic.Bool
 	ending   sync.WaitGroup // calls of Reap that have taken requests and not yet ended them
@@ -543,10 +543,11 @@ func (c *Channel) arm() {
 const (
 	// eagerWait is how long Kick looks out for the next completion: a multiple of what waking a thread takes.
 	eagerWait = 50 * time.Microsecond
-	// quickWait is the same for a handler that takes no time worth measuring. If a completion of that does not come then
-	// its worker is waiting for a processor, most likely the client's, who gives it up when it has used what it got. To
-	// sleep meanwhile would make three threads wake each other.
+	// quickWait is the same for a handler that takes less than quickTime for a request. If a completion of that does not
+	// come then its worker is waiting for a processor, most likely the client's, who gives it up when it has used what it
+	// got. To sleep meanwhile would make three threads wake each other.
 	quickWait = 200 * time.Microsecond
+	quickTime = 10 * time.Microsecond
 	// eagerBytes of a request are worth a nanosecond more: the host copies them.
 	eagerBytes = 4
 	// After eagerTries waits in vain in a row only each eagerProbe-th is made.
@@ -626,7 +627,7 @@ func (c *Channel) await(p Poller) {
 // patience is how long await looks out for the next completion.
 func (c *Channel) patience() time.Duration {
 	wait := eagerWait
-	if c.took.Load() == 0 {
+	if time.Duration(c.took.Load()) < quickTime {
 		wait = quickWait
 	}
 	return wait + time.Duration(c.payload.Load()/eagerBytes)
@@ -695,7 +696,9 @@ func (c *Channel) reap(done []*Request) []*Request {
 		}
 		c.sent.Add(-1)
 		r.STS, r.Err, r.HandlerTime = sts, hostErrno(errno), time.Duration(min(took, 1<<62))
-		c.took.Store(int64(r.HandlerTime))
+		if r.HandlerTime > 0 {
+			c.took.Store(int64(r.HandlerTime))
+		}
 		r.InPlace = flags == flagInPlace && r.MayInPlace
 		if flags != 0 && !r.InPlace {
 			c.violation("completion of tag %d, use %d, with flags %#x", tag, gen, flags)

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -656,6 +657,96 @@ func TestKickGoesOn(t *testing.T) {
 	}
 	if n := c.InFlight(); n != 0 {
 		t.Errorf("%d requests are still handed out", n)
+	}
+}
+
+// TestKickBySeveral has several threads wait in Kick at a time: each goes on when its own requests have ended.
+func TestKickBySeveral(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: MaxPayload})
+	p := newPeer(t, c)
+	p.serve(1, func(submission) uint32 { return 0 })
+	var together atomic.Bool
+	together.Store(runtime.GOMAXPROCS(0) == 1) // there a thread in Kick is the only one that runs
+	deadline := time.Now().Add(testDeadline)
+	var all sync.WaitGroup
+	for range 3 {
+		all.Go(func() {
+			done := make(chan struct{}, 1)
+			for i := 0; (i < 1000 || !together.Load()) && !t.Failed(); i++ {
+				if time.Now().After(deadline) {
+					t.Error("never did two wait at a time")
+				}
+				r, err := c.Get(OpFlush, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				self := &witness{c: c, together: &together}
+				self.pending.Add(1)
+				r.Done = func(*Request) {
+					self.pending.Add(-1)
+					done <- struct{}{}
+				}
+				r.Push()
+				c.Kick(self)
+				select {
+				case <-done:
+				case <-time.After(testDeadline):
+					t.Errorf("request %d did not end", i)
+					return
+				}
+				r.Release()
+			}
+		})
+	}
+	all.Wait()
+	if n := c.awaiters.Load(); n != 0 {
+		t.Errorf("%d threads still wait", n)
+	}
+}
+
+// witness is a poller that notes whether another one waits, too.
+type witness struct {
+	poller
+	c        *Channel
+	together *atomic.Bool
+}
+
+func (w *witness) Poll() bool {
+	if w.c.awaiters.Load() > 1 {
+		w.together.Store(true)
+	}
+	return false
+}
+
+// TestPatience: how long a thread looks out for completions follows what the host has measured last.
+func TestPatience(t *testing.T) {
+	t.Parallel()
+	c := newChannel(t, Options{Memory: MaxPayload})
+	p := newPeer(t, c)
+	for _, step := range []struct{ took, want time.Duration }{
+		{0, quickWait}, {quickTime - 1, quickWait}, {quickTime, eagerWait}, {0, eagerWait}, {1, quickWait},
+	} {
+		p.took = step.took
+		ended := make(chan struct{})
+		r, err := c.Get(OpFlush, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Done = func(*Request) { close(ended) }
+		c.Submit(r)
+		s, ok := p.take()
+		if !ok {
+			t.Fatal("nothing was sent")
+		}
+		p.post(s.tag, s.gen, 0, 0)
+		c.Reap()
+		<-ended
+		r.Release()
+		if got := c.patience(); got != step.want {
+			t.Errorf("after %v: %v, want %v", step.took, got, step.want)
+		}
 	}
 }
 

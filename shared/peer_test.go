@@ -16,8 +16,9 @@ import (
 type peer struct {
 	submit, complete *segment
 	mu               sync.Mutex
-	head             uint64 // submissions taken
-	tail             uint64 // completions posted
+	head             uint64        // submissions taken
+	tail             uint64        // completions posted
+	took             time.Duration // what it says that a handler has taken
 	stop             atomic.Bool
 	workers          sync.WaitGroup
 }
@@ -86,6 +87,7 @@ func (p *peer) post(tag, gen uint32, sts int32, errno uint32) {
 	p.complete.store32(base+cqeGen, gen)
 	p.complete.store32(base+cqeSTS, uint32(sts))
 	p.complete.store32(base+cqeError, errno)
+	p.complete.store64(base+cqeNanos, uint64(p.took))
 	p.complete.store64(base+cqeSeq, p.tail)
 	if p.submit.load32(offCQWaiting) == waitingAsleep {
 		atomic.AddUint32(p.complete.word32(offCQBell), 1)
