@@ -3,11 +3,9 @@
 package fusetree
 
 import (
-	"bufio"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -218,7 +216,7 @@ func open(t testing.TB, path string, flags int) *os.File {
 	return f
 }
 
-func umountByHand(t *testing.T, args ...string) {
+func umount(t *testing.T, args ...string) {
 	t.Helper()
 	if out, err := exec.Command("umount", args...).CombinedOutput(); err != nil {
 		t.Fatalf("umount %v: %v: %s", args, err, out)
@@ -326,7 +324,7 @@ func TestMountPointIsSymlink(t *testing.T) {
 func TestUnmountFromOutside(t *testing.T) {
 	t.Parallel()
 	s := serve(t, Options{})
-	umountByHand(t, s.dir)
+	umount(t, s.dir)
 	s.wantRun(t, nil)
 	ok(t, "Unmount", s.Unmount(false))
 }
@@ -398,7 +396,7 @@ func TestCoveredMount(t *testing.T) {
 		t.Skipf("no tmpfs: %v", err)
 	}
 	wantErr(t, "Unmount", s.Unmount(true), syscall.EBUSY)
-	umountByHand(t, s.dir)
+	umount(t, s.dir)
 	s.unmount(t)
 	s.wantRun(t, nil)
 }
@@ -423,71 +421,4 @@ func TestConnectionIsNotInherited(t *testing.T) {
 	if strings.Contains(string(out), "/dev/fuse") {
 		t.Errorf("a child has the connection open:\n%s", out)
 	}
-}
-
-// TestKilledWhileProbing: a process that is killed while it waits for the first answer of its own mount ends, and the
-// connection with it.
-func TestKilledWhileProbing(t *testing.T) {
-	if path := os.Getenv("FUSETREE_TEST_PROBE"); path != "" {
-		probeUnanswered(t, path)
-	}
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skipf("no FUSE on this machine: %v", err)
-	}
-	for _, kind := range []string{"directory", "file"} {
-		t.Run(kind, func(t *testing.T) {
-			path := t.TempDir()
-			if kind == "file" {
-				path = filepath.Join(path, "file")
-				ok(t, "WriteFile", os.WriteFile(path, nil, 0o600))
-			}
-			cmd := exec.Command(must(os.Executable())(t), "-test.run=^TestKilledWhileProbing$", "-test.v")
-			cmd.Env = append(os.Environ(), "FUSETREE_TEST_PROBE="+path)
-			out := must(cmd.StdoutPipe())(t)
-			ok(t, "Start", cmd.Start())
-			t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_FORCE|unix.MNT_DETACH) })
-			watchdog := time.AfterFunc(deadline, func() {
-				t.Error("the process has not probed, or does not end")
-				_ = cmd.Process.Kill()
-				_ = unix.Unmount(path, unix.MNT_FORCE|unix.MNT_DETACH) // ends the connection, and so the process
-			})
-			defer watchdog.Stop()
-			said := ""
-			for line := bufio.NewScanner(out); said != probeReceived && line.Scan(); {
-				said = line.Text()
-			}
-			if said != probeReceived {
-				t.Errorf("the process ended with %q", said)
-			}
-			ok(t, "Kill", cmd.Process.Kill())
-			_, _ = io.Copy(io.Discard, out)
-			_ = cmd.Wait()
-			if !watchdog.Stop() {
-				return
-			}
-			_, err := os.Stat(path)
-			wantErr(t, "stat of the dead mount", err, syscall.ENOTCONN)
-		})
-	}
-}
-
-const probeReceived = "received the probe's request"
-
-// probeUnanswered mounts on path, begins to probe the mount, receives the request for that, and does not answer it.
-func probeUnanswered(t *testing.T, path string) {
-	st := must(os.Stat(path))(t)
-	tree := must(Init(t.TempDir(), Options{}))(t)
-	opts := tree.serverOptions()
-	mnt, fd, err := newMount(path, !st.IsDir(), opts)
-	ok(t, "newMount", err)
-	c := newConnection(tree, fd, opts)
-	must(c.handshake(opts))(t)
-	if st.IsDir() {
-		go mnt.probe()
-	} else {
-		go mnt.probeFile()
-	}
-	must(unix.Read(fd, make([]byte, headerSize+opts.MaxWrite)))(t)
-	fmt.Println(probeReceived)
-	select {}
 }

@@ -319,7 +319,7 @@ func TestNothingIsLeftOpen(t *testing.T) {
 			t.Error("a mount has nothing open")
 		}
 		if i%2 == 0 {
-			umountByHand(t, s.dir)
+			umount(t, s.dir)
 		} else {
 			ok(t, "Abort", s.Abort())
 		}
