@@ -63,11 +63,12 @@ func (d *deviceTransport) close() {
 type deviceReaders struct {
 	c                  *connection
 	blocking, draining []*descriptor // one of each for each thread
+	repliers           *repliers     // nil if there are none
 }
 
 // newDeviceReaders opens the descriptors for n threads.
 func newDeviceReaders(c *connection, n int) (*deviceReaders, error) {
-	d := &deviceReaders{c: c}
+	d := &deviceReaders{c: c, repliers: newRepliers()}
 	for range n {
 		for _, kind := range []struct {
 			list  *[]*descriptor
@@ -104,12 +105,17 @@ func readerThreads() int { return max(1, min(maxReaders, runtime.NumCPU()-1)) }
 func (d *deviceReaders) serve() {
 	var threads sync.WaitGroup
 	for i := range d.blocking {
-		threads.Go(func() { (&reader{c: d.c, blocking: d.blocking[i], draining: d.draining[i]}).serve() })
+		r := &reader{c: d.c, blocking: d.blocking[i], draining: d.draining[i]}
+		r.clients.repliers = d.repliers
+		threads.Go(r.serve)
 	}
 	threads.Wait()
 }
 
 func (d *deviceReaders) close() {
+	if d.repliers != nil {
+		d.repliers.close()
+	}
 	for _, list := range [][]*descriptor{d.blocking, d.draining} {
 		for _, from := range list {
 			_ = unix.Close(from.fd)
@@ -121,22 +127,24 @@ func (d *deviceReaders) close() {
 type descriptor struct{ fd int }
 
 // reply implements origin.
-func (d *descriptor) reply(r *IO, data []byte) {
-	h := &r.header
-	r.vector[0].Base = (*byte)(unsafe.Pointer(h))
-	r.vector[0].SetLen(int(h.Length))
+func (d *descriptor) reply(r *IO, data []byte) { sendReply(d.fd, &r.header, &r.vector, data) }
+
+// sendReply sends a reply whose header does not yet count the data. The vector is memory to gather it with.
+func sendReply(fd int, h *replyHeader, vector *[2]unix.Iovec, data []byte) {
+	vector[0].Base = (*byte)(unsafe.Pointer(h))
+	vector[0].SetLen(int(h.Length))
 	parts := 1
 	if len(data) > 0 {
 		h.Length += uint32(len(data))
-		r.vector[1].Base = unsafe.SliceData(data)
-		r.vector[1].SetLen(len(data))
+		vector[1].Base = unsafe.SliceData(data)
+		vector[1].SetLen(len(data))
 		parts = 2
 	}
 	// An error means that nobody waits for the reply any more.
 	if len(data) < longReply {
-		_, _, _ = unix.RawSyscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&r.vector[0])), uintptr(parts))
+		_, _, _ = unix.RawSyscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&vector[0])), uintptr(parts))
 	} else {
-		_, _, _ = unix.Syscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&r.vector[0])), uintptr(parts))
+		_, _, _ = unix.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&vector[0])), uintptr(parts))
 	}
 }
 
@@ -163,6 +171,7 @@ type reader struct {
 	watch              watch.Watch
 	alone              int // requests in a row that came one by one
 	follower           follower
+	clients            clients
 
 	header *requestHeader
 	vector [2]unix.Iovec // header, and data or lent
@@ -219,6 +228,9 @@ func (b *reader) serve() {
 func (b *reader) next() bool {
 	if b.crowd > 0 && b.watch.Pays() && b.linger() {
 		return true
+	}
+	if repliers := b.clients.repliers; repliers != nil {
+		repliers.send()
 	}
 	return !b.ended && b.read(b.blocking, true) == readIO
 }
@@ -303,7 +315,7 @@ func (b *reader) read(from *descriptor, wait bool) readResult {
 	}
 	payload := max(0, int(n)-headerSize)
 	if int(n) >= headerSize || h.Opcode == opFsync && int(n) >= fsyncSize {
-		if node, taken := b.c.startIO(&b.batch, from, &h.InHeader, &h.io, data[:payload], b.lent); taken {
+		if node, taken := b.startIO(from, data[:payload]); taken {
 			b.chooseBuffer(node, payload)
 			return readIO
 		}
@@ -311,6 +323,23 @@ func (b *reader) read(from *descriptor, wait bool) readResult {
 	b.dispatch(from, int(n), data)
 	b.chooseBuffer(nil, 0)
 	return readOther
+}
+
+// startIO hands the request to its node if that takes it, as connection.startIO does.
+func (b *reader) startIO(from *descriptor, payload []byte) (n *Node, taken bool) {
+	h := b.header
+	if b.crowd == 0 || b.clients.repliers == nil || h.Opcode != opRead && h.Opcode != opWrite {
+		return b.c.startIO(&b.batch, from, &h.InHeader, &h.io, payload, b.lent)
+	}
+	k := b.clients.of(h.Pid)
+	if k == nil {
+		return b.c.startIO(&b.batch, from, &h.InHeader, &h.io, payload, b.lent)
+	}
+	n, taken = b.c.startIO(&b.batch, k.begin(from), &h.InHeader, &h.io, payload, b.lent)
+	if !taken {
+		k.cancel()
+	}
+	return n, taken
 }
 
 // chooseBuffer decides where the payload of the next request is read to, after one with size bytes of payload went to

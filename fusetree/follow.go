@@ -27,7 +27,7 @@ type follower struct {
 	due      time.Time     // of the next look
 	interval time.Duration // between looks
 	moves    int           // in a row
-	file     [512]byte     // of /proc
+	file     statFile
 }
 
 // follow is called by the reader thread, with the thread whose request it has read.
@@ -53,27 +53,8 @@ func (f *follower) wait(moved bool) time.Duration {
 
 // sleepsOn returns the processor on which a thread went to sleep; false if it does not sleep.
 func (f *follower) sleepsOn(tid uint32) (cpu int, ok bool) {
-	if tid == 0 {
-		return 0, false // of another PID namespace
-	}
-	fd, err := unix.Open("/proc/"+strconv.Itoa(int(tid))+"/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, false
-	}
-	n, err := unix.Read(fd, f.file[:])
-	_ = unix.Close(fd)
-	if err != nil {
-		return 0, false
-	}
-	// No read of this file waits for a lock that a client may hold while it waits for us, such as its mmap_lock.
-	// proc_pid_stat(5): the state follows the command, and 36 fields after it comes the processor.
-	fields := bytes.Fields(f.file[bytes.LastIndexByte(f.file[:n], ')')+1 : n])
-	const state, last = 0, 36
-	if len(fields) <= last || fields[state][0] == 'R' {
-		return 0, false
-	}
-	cpu, err = strconv.Atoi(string(fields[last]))
-	return cpu, err == nil
+	cpu, running, ok := f.file.read(tid)
+	return cpu, ok && !running
 }
 
 // moveTo moves the calling thread to a processor, and reports whether it had been on another one.
@@ -96,4 +77,32 @@ func processor() (cpu int, ok bool) {
 	var n uint32
 	_, _, errno := unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&n)), 0, 0)
 	return int(n), errno == 0
+}
+
+// statFile reads what /proc says of threads.
+type statFile struct{ text [512]byte }
+
+// read returns the processor on which a thread runs, or went to sleep; false if that cannot be told. No read of this
+// file waits for a lock that a client may hold while it waits for us, such as its mmap_lock.
+func (f *statFile) read(tid uint32) (cpu int, running, ok bool) {
+	if tid == 0 {
+		return 0, false, false // of another PID namespace
+	}
+	fd, err := unix.Open("/proc/"+strconv.Itoa(int(tid))+"/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, false, false
+	}
+	n, err := unix.Read(fd, f.text[:])
+	_ = unix.Close(fd)
+	if err != nil {
+		return 0, false, false
+	}
+	// proc_pid_stat(5): the state follows the command, and 36 fields after it comes the processor.
+	fields := bytes.Fields(f.text[bytes.LastIndexByte(f.text[:n], ')')+1 : n])
+	const state, last = 0, 36
+	if len(fields) <= last {
+		return 0, false, false
+	}
+	cpu, err = strconv.Atoi(string(fields[last]))
+	return cpu, fields[state][0] == 'R', err == nil
 }
