@@ -87,9 +87,9 @@ func newTransport(t *Tree, fd int, opts *fuse.MountOptions) (transport, error) {
 	}
 	readers := readerThreads()
 	if rings != nil {
-		readers = 1 // it will have little to do
+		readers = 1
 	}
-	device, err := newDeviceReaders(c, readers)
+	device, err := newDeviceReaders(c, readers, rings != nil)
 	switch {
 	case err != nil:
 		if rings != nil {

@@ -24,6 +24,9 @@ import (
 const (
 	// maxReaders is the number of reader threads. More only wake each other.
 	maxReaders = 2
+	// largeRequest is the size in bytes from which on the kernel's copying of a request, or its reply, takes much longer than
+	// it takes to wake a thread that can do the same with another one meanwhile.
+	largeRequest = 128 << 10
 	// lingering is how long a thread looks out for another request before it sleeps, if requests come from several
 	// clients or ahead of their answers: a multiple of what waking it would take.
 	lingering = 30 * time.Microsecond
@@ -61,28 +64,62 @@ func (d *deviceTransport) close() {
 
 // deviceReaders is the reader threads of a connection.
 type deviceReaders struct {
-	c                  *connection
-	blocking, draining []*descriptor // one of each for each thread
-	repliers           *repliers     // nil if there are none
+	c        *connection
+	open     []*descriptor
+	readers  []*reader
+	helper   *helper   // nil if there is none
+	repliers *repliers // nil if there are none
 }
 
-// newDeviceReaders opens the descriptors for n threads.
-func newDeviceReaders(c *connection, n int) (*deviceReaders, error) {
-	d := &deviceReaders{c: c, repliers: newRepliers()}
-	for range n {
-		for _, kind := range []struct {
-			list  *[]*descriptor
-			flags int
-		}{{&d.blocking, 0}, {&d.draining, unix.O_NONBLOCK}} {
-			fd, err := cloneDescriptor(c.fd, kind.flags)
-			if err != nil {
-				d.close()
-				return nil, fmt.Errorf("clone the FUSE connection: %w", err)
-			}
-			*kind.list = append(*kind.list, &descriptor{fd})
+// newDeviceReaders opens the descriptors for n threads. Where few requests will come this way it can be done without the
+// threads that are there for many of them.
+func newDeviceReaders(c *connection, n int, few bool) (_ *deviceReaders, err error) {
+	d := &deviceReaders{c: c}
+	defer func() {
+		if err != nil {
+			d.close()
+			err = fmt.Errorf("clone the FUSE connection: %w", err)
 		}
+	}()
+	if !few {
+		d.repliers = newRepliers()
+	}
+	if !few && n == 1 && mayLookOut() {
+		r, err := d.newReader()
+		if err != nil {
+			return nil, err
+		}
+		d.helper = newHelper(r)
+	}
+	for range n {
+		r, err := d.newReader()
+		if err != nil {
+			return nil, err
+		}
+		r.clients.repliers, r.helper = d.repliers, d.helper
+		d.readers = append(d.readers, r)
 	}
 	return d, nil
+}
+
+// newReader makes a reader with descriptors of its own.
+func (d *deviceReaders) newReader() (r *reader, err error) {
+	r = &reader{c: d.c}
+	if r.blocking, err = d.clone(0); err == nil {
+		r.draining, err = d.clone(unix.O_NONBLOCK)
+	}
+	return r, err
+}
+
+// clone opens a further descriptor of the connection.
+func (d *deviceReaders) clone(flags int) (*descriptor, error) {
+	fd, err := cloneDescriptor(d.c.fd, flags)
+	if err != nil {
+		return nil, err
+	}
+	clone := &descriptor{fd}
+	d.open = append(d.open, clone)
+	return clone, nil
 }
 
 func cloneDescriptor(fd, flags int) (int, error) {
@@ -98,28 +135,27 @@ func cloneDescriptor(fd, flags int) (int, error) {
 }
 
 // readerThreads is how many reader threads to have. A thread with work to do does not sleep, so that of two processors
-// a second one would only take time from the clients and the node.
+// a second one would only take time from the clients and the node, unless requests are large (helper).
 func readerThreads() int { return max(1, min(maxReaders, runtime.NumCPU()-1)) }
 
 // serve answers requests until the connection ends.
 func (d *deviceReaders) serve() {
 	var threads sync.WaitGroup
-	for i := range d.blocking {
-		r := &reader{c: d.c, blocking: d.blocking[i], draining: d.draining[i]}
-		r.clients.repliers = d.repliers
+	for _, r := range d.readers {
 		threads.Go(r.serve)
 	}
 	threads.Wait()
+	if d.helper != nil {
+		d.helper.close()
+	}
 }
 
 func (d *deviceReaders) close() {
 	if d.repliers != nil {
 		d.repliers.close()
 	}
-	for _, list := range [][]*descriptor{d.blocking, d.draining} {
-		for _, from := range list {
-			_ = unix.Close(from.fd)
-		}
+	for _, from := range d.open {
+		_ = unix.Close(from.fd)
 	}
 }
 
@@ -172,6 +208,8 @@ type reader struct {
 	alone              int // requests in a row that came one by one
 	follower           follower
 	clients            clients
+	helper             *helper // nil if there is none
+	large              bool    // the last request was
 
 	header *requestHeader
 	vector [2]unix.Iovec // header, and data or lent
@@ -192,36 +230,50 @@ const (
 
 // serve answers requests until the connection ends.
 func (b *reader) serve() {
+	defer b.prepare()()
+	for !b.ended {
+		if b.next() {
+			b.attend()
+		}
+	}
+}
+
+// prepare makes the memory that requests are read to. The function it returns must be called in the end.
+func (b *reader) prepare() (free func()) {
 	runtime.LockOSThread()
 	b.header, b.data = new(requestHeader), make([]byte, b.c.maxWrite+os.Getpagesize())
-	defer b.dropBuffer()
 	// A page that is used for the first time is allocated while the kernel copies a request there. With little memory
 	// left that may wait for dirty pages, which only this request can write back.
 	for i := 0; i < len(b.data); i += os.Getpagesize() {
 		b.data[i] = 0
 	}
-	var pin runtime.Pinner
+	pin := new(runtime.Pinner)
 	pin.Pin(b.header)
 	pin.Pin(&b.data[0])
-	defer pin.Unpin()
 	b.vector[0].Base = (*byte)(unsafe.Pointer(b.header))
 	b.vector[0].SetLen(headerSize)
 	b.vector[1].Base = &b.data[0]
 	b.vector[1].SetLen(len(b.data))
-	for !b.ended {
-		if !b.next() {
-			continue
-		}
-		b.crowd = max(0, b.crowd-1)
-		if b.c.inFlight.Load() > 1 {
-			b.begin() // the first request is on its way at once; the others of the batch share a doorbell
-			b.drain()
-			b.alone = 0
-		} else if b.alone++; b.alone > solitude {
-			b.follower.follow(b.header.Pid)
-		}
-		b.commit(b)
+	return func() {
+		b.dropBuffer()
+		pin.Unpin()
 	}
+}
+
+// attend sees to a request that has been started, and to those that come meanwhile.
+func (b *reader) attend() {
+	b.crowd = max(0, b.crowd-1)
+	if b.c.inFlight.Load() > 1 {
+		if b.large && b.helper != nil {
+			b.helper.call()
+		}
+		b.begin() // the first request is on its way at once; the others of the batch share a doorbell
+		b.drain()
+		b.alone = 0
+	} else if b.alone++; b.alone > solitude {
+		b.follower.follow(b.header.Pid)
+	}
+	b.commit(b)
 }
 
 // next waits for a request, and reports whether a node has started it.
@@ -316,6 +368,7 @@ func (b *reader) read(from *descriptor, wait bool) readResult {
 	payload := max(0, int(n)-headerSize)
 	if int(n) >= headerSize || h.Opcode == opFsync && int(n) >= fsyncSize {
 		if node, taken := b.startIO(from, data[:payload]); taken {
+			b.large = h.Opcode != opFsync && h.io.size >= largeRequest
 			b.chooseBuffer(node, payload)
 			return readIO
 		}

@@ -34,10 +34,16 @@ const (
 	// fewProcessors is up to how many there are such threads. Where there are more, hardly any client has to share one, and
 	// looking out for its replies would take a processor for each client.
 	fewProcessors = 4
-	// goThreads is how many threads Go must be able to run at a time, beside one for each processor. Who looks out for
-	// something would keep others from running.
+	// goThreads is how many threads Go must be able to run at a time, beside one for each processor, if several of them are
+	// to look out for something: they would keep others from running.
 	goThreads = 2
 )
+
+// mayLookOut reports whether more threads than one may do so.
+func mayLookOut() bool {
+	n := runtime.NumCPU()
+	return n > 1 && runtime.GOMAXPROCS(0) >= n+goThreads
+}
 
 // repliers is the threads of a connection that send replies, by processor. One is started when there is first something
 // for it to do.
@@ -48,9 +54,8 @@ type repliers struct {
 
 // newRepliers returns nil where there is no use for them.
 func newRepliers() *repliers {
-	n := runtime.NumCPU()
 	var allowed unix.CPUSet
-	if n < 2 || n > fewProcessors || runtime.GOMAXPROCS(0) < n+goThreads || unix.SchedGetaffinity(0, &allowed) != nil {
+	if runtime.NumCPU() > fewProcessors || !mayLookOut() || unix.SchedGetaffinity(0, &allowed) != nil {
 		return nil
 	}
 	s := &repliers{}

@@ -5,6 +5,7 @@ package fusetree
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -63,7 +64,13 @@ func TestReplier(t *testing.T) {
 	seen := make([]bool, posters*rounds)
 	buf := make([]byte, 4096)
 	for range seen {
-		n := must(unix.Read(ends[1], buf))(t)
+		n, err := unix.Read(ends[1], buf)
+		for errors.Is(err, unix.EINTR) {
+			n, err = unix.Read(ends[1], buf)
+		}
+		if err != nil {
+			t.Fatal("a reply is missing: ", err)
+		}
 		<-room
 		unique := binary.NativeEndian.Uint64(buf[8:])
 		if unique >= uint64(len(seen)) || seen[unique] {

@@ -138,7 +138,7 @@ func TestIOUringRegistrationFails(t *testing.T) {
 			continue
 		}
 		ok(t, "register", err)
-		readers := must(newDeviceReaders(c, maxReaders))(t)
+		readers := must(newDeviceReaders(c, maxReaders, false))(t)
 		device := &deviceTransport{c, readers}
 		done := make(chan struct{})
 		go func() {
