@@ -121,6 +121,11 @@ func (w workload) measure(ctx context.Context, b *bed, s *server, runtime time.D
 	if err := s.ended(); err != nil {
 		return sample{}, err
 	}
+	if w.cached && w.ext4 == nil {
+		if err := useMemory(b.size); err != nil {
+			return sample{}, err
+		}
+	}
 	if w.ext4 != nil {
 		t, err := w.ext4.run(ctx, b, s)
 		return sample{Value: t.Seconds()}, err
