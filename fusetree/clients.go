@@ -10,8 +10,8 @@ import (
 const (
 	// maxClients is how many threads' places a reader remembers at a time.
 	maxClients = 64
-	// A reader looks where a client is every lookOften, and while that is the same place, half as often each time, down to
-	// every lookSeldom.
+	// A reader looks where a client is every lookOften, and while that is the same place, half as often each time,
+	// down to every lookSeldom.
 	lookOften  = 4 * time.Millisecond
 	lookSeldom = 256 * time.Millisecond
 	// clockEvery is for how many requests it takes the time to be the same.

@@ -24,8 +24,8 @@ import (
 const (
 	// maxReaders is the number of reader threads. More only wake each other.
 	maxReaders = 2
-	// largeRequest is the size in bytes from which on the kernel's copying of a request, or its reply, takes much longer than
-	// it takes to wake a thread that can do the same with another one meanwhile.
+	// largeRequest is the size in bytes from which on the kernel's copying of a request, or its reply, takes much
+	// longer than it takes to wake a thread that can do the same with another one meanwhile.
 	largeRequest = 128 << 10
 	// lingering is how long a thread looks out for another request before it sleeps, if requests come from several
 	// clients or ahead of their answers: a multiple of what waking it would take.
@@ -34,13 +34,13 @@ const (
 	crowdPatience = 16
 	// solitude is how many requests in a row have to come one by one for the reader to follow the client.
 	solitude = 64
-	// largeWrite is the size in bytes from which on a payload is worth a buffer of the node's own: copying less costs less
-	// than the buffer's book-keeping.
+	// largeWrite is the size in bytes from which on a payload is worth a buffer of the node's own: copying less costs
+	// less than the buffer's book-keeping.
 	largeWrite = 64 << 10
 	// bufferPatience is after how many requests that had no use for it a node's buffer is given back.
 	bufferPatience = 64
-	// longReply is the size in bytes from which on the kernel's copying of a reply takes so long that the scheduler should
-	// know.
+	// longReply is the size in bytes from which on the kernel's copying of a reply takes so long that the scheduler
+	// should know.
 	longReply = 64 << 10
 	// devIocClone is FUSE_DEV_IOC_CLONE.
 	devIocClone = 0x8004e500
@@ -71,8 +71,8 @@ type deviceReaders struct {
 	repliers *repliers // nil if there are none
 }
 
-// newDeviceReaders opens the descriptors for n threads. Where few requests will come this way it can be done without the
-// threads that are there for many of them.
+// newDeviceReaders opens the descriptors for n threads. Where few requests will come this way it can be done without
+// the threads that are there for many of them.
 func newDeviceReaders(c *connection, n int, few bool) (_ *deviceReaders, err error) {
 	d := &deviceReaders{c: c}
 	defer func() {
@@ -134,8 +134,8 @@ func cloneDescriptor(fd, flags int) (int, error) {
 	return clone, nil
 }
 
-// readerThreads is how many reader threads to have. A thread with work to do does not sleep, so that of two processors
-// a second one would only take time from the clients and the node, unless requests are large (helper).
+// readerThreads is how many reader threads to have. A thread with work to do does not sleep, so that of two
+// processors a second one would only take time from the clients and the node, unless requests are large (helper).
 func readerThreads() int { return max(1, min(maxReaders, runtime.NumCPU()-1)) }
 
 // serve answers requests until the connection ends.

@@ -46,11 +46,11 @@
 //
 // # Files
 //
-// tree.go and node.go are the API for the tree, ops.go that for the files' operations; raw.go translates FUSE requests
-// into both and knows nothing of how requests arrive. They do so by one of two transports: devfuse.go reads them from
-// /dev/fuse (follow.go, clients.go and replier.go see to it that requests and replies cost few interrupts of other
-// processors; helper.go copies large ones side by side), and uring.go takes them from io_uring, with entries (ringentry.go) on rings (iouring.go). Both stand on
-// connection.go, and on the fast path of reads and writes (Ops.Start) in io.go. notify.go tells the kernel what to
-// forget, and writeback.go what it should know of sizes when it caches writes; run.go and mount.go mount, serve and
-// unmount.
+// tree.go and node.go are the API for the tree, ops.go that for the files' operations; raw.go translates FUSE
+// requests into both and knows nothing of how requests arrive. They do so by one of two transports: devfuse.go reads
+// them from /dev/fuse (follow.go, clients.go and replier.go see to it that requests and replies cost few interrupts
+// of other processors; helper.go copies large ones side by side), and uring.go takes them from io_uring, with entries
+// (ringentry.go) on rings (iouring.go). Both stand on connection.go, and on the fast path of reads and writes
+// (Ops.Start) in io.go. notify.go tells the kernel what to forget, and writeback.go what it should know of sizes when
+// it caches writes; run.go and mount.go mount, serve and unmount.
 package fusetree

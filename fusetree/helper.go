@@ -10,8 +10,8 @@ import (
 // helperPatience is how many small requests in a row tell that large ones are over.
 const helperPatience = 16
 
-// helper is a second reader, for while there are several large requests at a time: the kernel copies them on the thread
-// that reads the request, or sends the reply. Small requests it would only slow down.
+// helper is a second reader, for while there are several large requests at a time: the kernel copies them on the
+// thread that reads the request, or sends the reply. Small requests it would only slow down.
 type helper struct {
 	reader  *reader
 	start   func() // has effect once

@@ -15,9 +15,9 @@ import (
 	"github.com/fuse-tcmur/fuse_tcmur/shared/watch"
 )
 
-// A reply wakes the client that waits for it. If that sleeps on another processor, it takes an interrupt there, which in
-// a virtual machine costs the reader more than all the rest of a small request. So, where several clients wait for one
-// request each, small replies to those on other processors are left to a thread there, which looks out for them.
+// A reply wakes the client that waits for it. If that sleeps on another processor, it takes an interrupt there, which
+// in a virtual machine costs the reader more than all the rest of a small request. So, where several clients wait for
+// one request each, small replies to those on other processors are left to a thread there, which looks out for them.
 
 const (
 	// replierPatience is how long such a thread looks out for another reply before it sleeps.
@@ -26,16 +26,16 @@ const (
 	replierRoom = 16 << 10
 	// replierSlots is how many replies can be left to a thread at a time.
 	replierSlots = 32
-	// A thread is not woken more often than every replierOften, and where it had less than replierWorth to do when it was
-	// awake, half as often each time, down to every replierSeldom.
+	// A thread is not woken more often than every replierOften, and where it had less than replierWorth to do when it
+	// was awake, half as often each time, down to every replierSeldom.
 	replierOften  = time.Millisecond
 	replierSeldom = 256 * time.Millisecond
 	replierWorth  = 8
-	// fewProcessors is up to how many there are such threads. Where there are more, hardly any client has to share one, and
-	// looking out for its replies would take a processor for each client.
+	// fewProcessors is up to how many there are such threads. Where there are more, hardly any client has to share
+	// one, and looking out for its replies would take a processor for each client.
 	fewProcessors = 4
-	// goThreads is how many threads Go must be able to run at a time, beside one for each processor, if several of them are
-	// to look out for something: they would keep others from running.
+	// goThreads is how many threads Go must be able to run at a time, beside one for each processor, if several of
+	// them are to look out for something: they would keep others from running.
 	goThreads = 2
 )
 
@@ -45,8 +45,8 @@ func mayLookOut() bool {
 	return n > 1 && runtime.GOMAXPROCS(0) >= n+goThreads
 }
 
-// repliers is the threads of a connection that send replies, by processor. One is started when there is first something
-// for it to do.
+// repliers is the threads of a connection that send replies, by processor. One is started when there is first
+// something for it to do.
 type repliers struct {
 	list []*replier // nil where we may not run
 	run  sync.WaitGroup
@@ -82,8 +82,8 @@ func (s *repliers) on(cpu int) *replier {
 	return s.list[cpu]
 }
 
-// send sends what the threads have not come to yet, for somebody who has nothing else to do: others may have taken their
-// processors.
+// send sends what the threads have not come to yet, for somebody who has nothing else to do: others may have taken
+// their processors.
 func (s *repliers) send() {
 	for _, r := range s.list {
 		if r != nil && r.posted.Load() != 0 {
@@ -140,8 +140,8 @@ func (p *replier) prepare() {
 	p.free.Store(1<<replierSlots - 1)
 }
 
-// post leaves the reply to r to the thread, if that is awake; data is copied. If it is not, post wakes it for the replies
-// to come, and returns false.
+// post leaves the reply to r to the thread, if that is awake; data is copied. If it is not, post wakes it for the
+// replies to come, and returns false.
 func (p *replier) post(fd int, r *IO, data []byte) bool {
 	if !p.attends.Load() {
 		p.call()

@@ -189,8 +189,8 @@ func TestClients(t *testing.T) {
 	}
 }
 
-// TestRepliesFromElsewhere: several clients on each processor read and write, each one request at a time, and replies are
-// left to repliers.
+// TestRepliesFromElsewhere: several clients on each processor read and write, each one request at a time, and replies
+// are left to repliers.
 func TestRepliesFromElsewhere(t *testing.T) {
 	moreThreads(t)
 	s := serve(t, Options{IOUring: IOUringOff}) // which has a thread on each processor anyway

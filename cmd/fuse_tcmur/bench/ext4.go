@@ -28,9 +28,9 @@ const (
 
 const ext4Timeout = 3 * time.Minute
 
-// run does the work twice, on a new file system each time, and returns the time that it took the second time until all of
-// it had reached the device. The first time decides what memory the kernel has at hand for the second; before that it
-// was the previous server's work that did, and the device's past.
+// run does the work twice, on a new file system each time, and returns the time that it took the second time until
+// all of it had reached the device. The first time decides what memory the kernel has at hand for the second; before
+// that it was the previous server's work that did, and the device's past.
 func (w *ext4Workload) run(ctx context.Context, b *bed, s *server) (took time.Duration, err error) {
 	source, err := b.goSource(ctx)
 	if err != nil {
@@ -63,7 +63,9 @@ func (w *ext4Workload) run(ctx context.Context, b *bed, s *server) (took time.Du
 }
 
 // once makes a file system, runs argv with the mount point as its last argument, and takes everything away again.
-func (w *ext4Workload) once(ctx context.Context, s *server, device string, argv []string) (took time.Duration, err error) {
+func (w *ext4Workload) once(
+	ctx context.Context, s *server, device string, argv []string,
+) (took time.Duration, err error) {
 	do := func(ctx context.Context, argv ...string) error {
 		_, _, err := command{argv: argv, timeout: ext4Timeout, unblock: s.unblock}.run(ctx)
 		return err
