@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"time"
 )
 
@@ -43,7 +44,7 @@ func (c *comparison) run(ctx context.Context) (*results, error) {
 		for i, w := range c.workloads {
 			if ctx.Err() == nil {
 				c.say("round %d of %d: %s\n", round+1, c.rounds, w.name)
-				c.runWorkload(ctx, w, round, samples[i])
+				c.runWorkload(ctx, w, samples[i])
 			}
 		}
 		r.Memory = c.memory()
@@ -65,11 +66,11 @@ func (c *comparison) run(ctx context.Context) (*results, error) {
 	return r, errors.Join(errs...)
 }
 
-// runWorkload runs one workload on each peer after the other, and adds to its samples. Who begins changes from round to
-// round.
-func (c *comparison) runWorkload(ctx context.Context, w workload, round int, samples map[string][]sample) {
-	for i := range c.peers {
-		p := c.peers[(i+round)%len(c.peers)]
+// runWorkload runs one workload on each peer after the other, in any order, and adds to its samples. If a peer had the
+// same one before it each time, that one's work would matter: it decides what memory the kernel has at hand.
+func (c *comparison) runWorkload(ctx context.Context, w workload, samples map[string][]sample) {
+	for _, i := range rand.Perm(len(c.peers)) {
+		p := c.peers[i]
 		if !w.fits(p) {
 			continue
 		}
