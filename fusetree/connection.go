@@ -288,10 +288,15 @@ func answersAtOnce(opcode uint32) bool {
 // handle has a request answered by go-fuse and rawFS. It returns the size of the reply that is now in out, 0 if there
 // is to be none.
 func (c *connection) handle(in, out [][]byte) int {
-	n, status := c.protocol.HandleRequest(in, out)
+	h := (*fuse.InHeader)(unsafe.Pointer(&in[0][0]))
+	n, status := 0, fuse.ENOSYS
+	// Nothing here can be interrupted, and the kernel has to learn that. go-fuse says EAGAIN of requests that it has not
+	// seen: the kernel then asks again at once, and sends nothing else until the request is over.
+	if h.Opcode != opInterrupt {
+		n, status = c.protocol.HandleRequest(in, out)
+	}
 	if !status.Ok() {
-		// It could not be parsed; somebody waits for an answer all the same.
-		h := (*fuse.InHeader)(unsafe.Pointer(&in[0][0]))
+		// Also where it could not be parsed: somebody waits for an answer all the same.
 		*(*fuse.OutHeader)(unsafe.Pointer(&out[0][0])) = fuse.OutHeader{
 			Length: uint32(outHeaderSize), Status: -int32(status), Unique: h.Unique,
 		}

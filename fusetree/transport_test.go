@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -231,6 +232,39 @@ func TestManyHungRequests(t *testing.T) {
 		r.Complete([]byte("x"), 1, nil)
 	}
 	readers.Wait()
+}
+
+// TestInterruptedRequest: who is sent a signal while its request hangs is no obstacle to others.
+func TestInterruptedRequest(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Options{})
+	begun := make(chan *IO, 1)
+	must(s.Add("hung", s.Root(), 0o600, &Ops{
+		Open:  func(f *File) error { f.DirectIO = true; return nil },
+		Start: func(r *IO) bool { begun <- r; return true },
+	}, nil))(t).UpdateSize(4096)
+	newDirectMemory(t, s.Tree, "other", 4096)
+	fd := int(open(t, s.path("hung"), os.O_RDONLY).Fd())
+	other := open(t, s.path("other"), os.O_RDONLY)
+
+	threads := make(chan int, 1)
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		threads <- unix.Gettid()
+		if n, err := unix.Pread(fd, make([]byte, 1), 0); n != 1 || err != nil {
+			t.Errorf("read after a signal: %d, %v", n, err)
+		}
+	})
+	tid := await(t, "a thread", threads)
+	r := await(t, "its request", begun)
+	ok(t, "tgkill", unix.Tgkill(unix.Getpid(), tid, unix.SIGURG)) // as Go's own, to no effect
+	for range 1000 {
+		must(other.ReadAt(make([]byte, 1), 0))(t)
+	}
+	r.Complete([]byte("x"), 1, nil)
+	reader.Wait()
 }
 
 // The connection is cut while a node has requests: Run waits for them, and their replies do no harm.
