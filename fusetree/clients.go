@@ -26,10 +26,12 @@ type clients struct {
 	file     statFile
 	now      time.Time
 	requests int
+	asleep   atomic.Bool // the reader is, or is about to be, and will not look after the repliers
 }
 
 // client is a thread that makes requests.
 type client struct {
+	all      *clients
 	tid      uint32
 	due      time.Time // of the next look
 	interval time.Duration
@@ -49,8 +51,11 @@ type clientWay struct {
 // reply implements origin.
 func (w *clientWay) reply(r *IO, data []byte) {
 	w.waiting.Add(-1)
-	if p := w.replier.Load(); p != nil && len(data) <= replierRoom {
+	if p := w.replier.Load(); p != nil && len(data) <= replierRoom && !w.all.asleep.Load() {
 		if here, ok := processor(); ok && here != p.cpu && p.post(w.from.fd, r, data) {
+			if w.all.asleep.Load() {
+				p.send()
+			}
 			return
 		}
 	}
@@ -72,7 +77,7 @@ func (c *clients) of(tid uint32) *client {
 		}
 		return k
 	case k == nil || k.tid != tid:
-		k = &client{tid: tid, most: 2} // until more is known
+		k = &client{all: c, tid: tid, most: 2} // until more is known
 		*place = k
 	}
 	c.look(k)

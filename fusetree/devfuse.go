@@ -281,10 +281,15 @@ func (b *reader) next() bool {
 	if b.crowd > 0 && b.watch.Pays() && b.linger() {
 		return true
 	}
-	if repliers := b.clients.repliers; repliers != nil {
-		repliers.send()
+	if b.ended {
+		return false
 	}
-	return !b.ended && b.read(b.blocking, true) == readIO
+	if repliers := b.clients.repliers; repliers != nil {
+		b.clients.asleep.Store(true)
+		repliers.send()
+		defer b.clients.asleep.Store(false)
+	}
+	return b.read(b.blocking, true) == readIO
 }
 
 // linger looks out for a request for a while, and reports whether a node has started one.
@@ -311,6 +316,9 @@ func (b *reader) linger() bool {
 
 // drain takes what is there, up to the limits of a batch, and reports whether a node has started any of it.
 func (b *reader) drain() (some bool) {
+	if repliers := b.clients.repliers; repliers != nil {
+		repliers.sendLate()
+	}
 	for n := 0; n < maxBatch && b.bytes < maxBatchBytes && !b.ended; n++ {
 		switch b.read(b.draining, false) {
 		case readIO:
@@ -351,7 +359,8 @@ func (b *reader) read(from *descriptor, wait bool) readResult {
 		return readOther
 	default:
 		if errno != unix.ENODEV && errno != unix.ECONNABORTED {
-			b.c.tree.log.Error("reading from /dev/fuse failed, the mount ends", "error", errno)
+			b.c.tree.log.Error("reading from /dev/fuse failed, aborting the mount", "error", errno)
+			go func() { _ = b.c.tree.Abort() }() // other threads may be waiting in a read
 		}
 		b.ended = true
 		return readEnd

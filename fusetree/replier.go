@@ -82,11 +82,21 @@ func (s *repliers) on(cpu int) *replier {
 	return s.list[cpu]
 }
 
-// send sends what the threads have not come to yet, for somebody who has nothing else to do: others may have taken
-// their processors.
+// send sends what the threads have not come to yet, for a reader that is about to sleep: others may have taken their
+// processors.
 func (s *repliers) send() {
 	for _, r := range s.list {
 		if r != nil && r.posted.Load() != 0 {
+			r.send()
+		}
+	}
+}
+
+// sendLate is the same for a reader that goes on, where a thread has not looked for so long that others must have its
+// processor.
+func (s *repliers) sendLate() {
+	for _, r := range s.list {
+		if r != nil && r.posted.Load() != 0 && r.now()-time.Duration(r.looked.Load()) > replierPatience {
 			r.send()
 		}
 	}
@@ -109,6 +119,7 @@ type replier struct {
 	start   func() // has effect once
 	wake    chan struct{}
 	attends atomic.Bool  // it looks at posted
+	looked  atomic.Int64 // when it did so last, ns since created
 	rested  atomic.Int64 // the thread is not to be woken before, ns since created
 	pause   time.Duration
 	watch   watch.Watch
@@ -211,6 +222,7 @@ func (p *replier) run() {
 	here.Set(p.cpu)
 	_ = unix.SchedSetaffinity(0, &here) // it would be as good elsewhere, only slower
 	for range p.wake {
+		p.looked.Store(int64(p.now()))
 		p.attends.Store(true)
 		sent := p.attend()
 		p.attends.Store(false)
@@ -222,10 +234,12 @@ func (p *replier) run() {
 // attend sends replies until none has come for a while, and returns how many it was.
 func (p *replier) attend() (sent int) {
 	for since := p.now(); ; {
-		if n := p.send(); n > 0 {
+		n, now := p.send(), p.now()
+		p.looked.Store(int64(now))
+		if n > 0 {
 			sent += n
-			since = p.now()
-		} else if p.now()-since > replierPatience || !p.watch.Yield() {
+			since = now
+		} else if now-since > replierPatience || !p.watch.Yield() {
 			return sent
 		}
 	}

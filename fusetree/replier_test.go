@@ -56,7 +56,10 @@ func TestReplier(t *testing.T) {
 					sendReply(ends[0], &r.header, &r.vector, data)
 				}
 				if n%500 == 0 {
-					time.Sleep(2 * max(replierPatience, replierOften)) // they fall asleep, and may be woken again
+					for end := time.Now().Add(deadline); p.attends.Load() && time.Now().Before(end); {
+						runtime.Gosched() // until it has fallen asleep
+					}
+					p.rested.Store(0) // and may be woken at once
 				}
 			}
 		})
@@ -119,6 +122,60 @@ func TestReplierIsFull(t *testing.T) {
 	}
 	if !p.post(pipe[1], &IO{}, nil) {
 		t.Error("no room after all has been sent")
+	}
+}
+
+// TestReplierIsLate: what a thread does not come to is sent by others, but not before it had its time.
+func TestReplierIsLate(t *testing.T) {
+	moreThreads(t)
+	var pipe [2]int
+	ok(t, "pipe", unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
+	for _, fd := range pipe {
+		defer func() { ok(t, "close", unix.Close(fd)) }()
+	}
+	p := &replier{created: time.Now()}
+	p.prepare()
+	p.attends.Store(true) // so it seems
+	s := &repliers{list: []*replier{nil, p}}
+	post := func() {
+		r := &IO{}
+		r.header.Length = uint32(outHeaderSize)
+		if !p.post(pipe[1], r, nil) {
+			t.Fatal("the reply was not taken")
+		}
+	}
+	sent := func() bool { return p.posted.Load() == 0 }
+
+	p.looked.Store(int64(time.Hour))
+	post()
+	if s.sendLate(); sent() {
+		t.Error("a reply was taken from a thread that is in time")
+	}
+	p.looked.Store(-int64(time.Hour))
+	if s.sendLate(); !sent() {
+		t.Error("a reply stays with a thread that does not come to it")
+	}
+
+	c := clients{repliers: s}
+	k := &client{all: &c}
+	k.replier.Store(p)
+	way := k.begin(&descriptor{pipe[1]}).(*clientWay)
+	p.cpu = -1 // anywhere else
+	reply := func() {
+		r := &IO{}
+		r.header.Length = uint32(outHeaderSize)
+		way.reply(r, nil)
+	}
+	if reply(); sent() {
+		t.Error("the reply was not left to the thread")
+	}
+	s.send()
+	c.asleep.Store(true)
+	if reply(); !sent() {
+		t.Error("a reply was left to the thread, and nobody looks after it")
+	}
+	if n := must(unix.Read(pipe[0], make([]byte, 4096)))(t); n != 3*outHeaderSize {
+		t.Errorf("%d bytes arrived", n)
 	}
 }
 

@@ -198,16 +198,24 @@ func TestDataThatFaults(t *testing.T) {
 	}
 }
 
+// addHung adds a node, "hung", whose requests begin in the channel, which has the given room, and end when the test
+// completes them.
+func addHung(t *testing.T, tree *Tree, room int) (begun chan *IO) {
+	t.Helper()
+	begun = make(chan *IO, room)
+	must(tree.Add("hung", tree.Root(), 0o600, &Ops{
+		Open:  func(f *File) error { f.DirectIO = true; return nil },
+		Start: func(r *IO) bool { begun <- r; return true },
+	}, nil))(t).UpdateSize(4096) // or else the kernel lets one write in at a time
+	return begun
+}
+
 // Requests that hang take as much room as there is to begin with, and more, and others still get through.
 func TestManyHungRequests(t *testing.T) {
 	t.Parallel()
 	s := serve(t, Options{})
 	const total, step = 3 * queueDepth, queueDepth / 4 // what a queue has to spare when it gets more
-	begun := make(chan *IO, total)
-	must(s.Add("hung", s.Root(), 0o600, &Ops{
-		Open:  func(f *File) error { f.DirectIO = true; return nil },
-		Start: func(r *IO) bool { begun <- r; return true },
-	}, nil))(t).UpdateSize(4096)
+	begun := addHung(t, s.Tree, total)
 	newDirectMemory(t, s.Tree, "other", 4096)
 	fd := int(open(t, s.path("hung"), os.O_RDONLY).Fd())
 	other := open(t, s.path("other"), os.O_RDONLY)
@@ -238,11 +246,7 @@ func TestManyHungRequests(t *testing.T) {
 func TestInterruptedRequest(t *testing.T) {
 	t.Parallel()
 	s := serve(t, Options{})
-	begun := make(chan *IO, 1)
-	must(s.Add("hung", s.Root(), 0o600, &Ops{
-		Open:  func(f *File) error { f.DirectIO = true; return nil },
-		Start: func(r *IO) bool { begun <- r; return true },
-	}, nil))(t).UpdateSize(4096)
+	begun := addHung(t, s.Tree, 1)
 	newDirectMemory(t, s.Tree, "other", 4096)
 	fd := int(open(t, s.path("hung"), os.O_RDONLY).Fd())
 	other := open(t, s.path("other"), os.O_RDONLY)
@@ -272,11 +276,7 @@ func TestAbortWithRequestsUnderWay(t *testing.T) {
 	t.Parallel()
 	s := serve(t, Options{})
 	const total = 8
-	begun := make(chan *IO, total)
-	must(s.Add("hung", s.Root(), 0o600, &Ops{
-		Open:  func(f *File) error { f.DirectIO = true; return nil },
-		Start: func(r *IO) bool { begun <- r; return true },
-	}, nil))(t).UpdateSize(4096) // or else the kernel lets one write in at a time
+	begun := addHung(t, s.Tree, total)
 	fd := int(open(t, s.path("hung"), os.O_RDWR).Fd())
 	var users sync.WaitGroup
 	var held []*IO
