@@ -4,8 +4,8 @@ package fusetree
 
 import (
 	"fmt"
+	"os"
 	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,18 +24,16 @@ const (
 	setupSQE128       = 1 << 10
 	setupSingleIssuer = 1 << 12
 	setupDeferTaskrun = 1 << 13
+	setupNoMmap       = 1 << 14
 	setupNoSQArray    = 1 << 16
 
-	featSingleMmap = 1 << 0
-	featNoIowait   = 1 << 17
+	featNoIowait = 1 << 17
 
 	enterGetEvents = 1 << 0
 	enterNoIowait  = 1 << 7
 
 	statusOverflow = 1 << 1
 	statusTaskrun  = 1 << 2
-
-	offSubmissions = 0x10000000 // of the submission entries, for mmap(2)
 
 	opMsgRing           = 40
 	opUringCmd          = 46
@@ -47,6 +45,10 @@ const (
 	submissionEntries = 128
 	// completionEntries is the room for completions that have not been taken: the kernel keeps more in a list of its own.
 	completionEntries = 1024
+	// ringsSize is the memory for heads, tails and completions, in bytes. The former take less than a page.
+	ringsSize = 4096 + completionEntries*int(unsafe.Sizeof(completion{}))
+	// submissionsSize is the memory for the submission entries.
+	submissionsSize = submissionEntries * int(unsafe.Sizeof(longSubmission{}))
 )
 
 // ringOffsets is struct io_sqring_offsets, and struct io_cqring_offsets with other names.
@@ -55,7 +57,7 @@ type ringOffsets struct {
 	flags                     uint32 // of submissions: status; of completions: overflow
 	dropped                   uint32 // of completions: cqes
 	_, _                      uint32
-	_                         uint64
+	memory                    *byte // of submissions: for their entries; of completions: for the rest
 }
 
 // ringParams is struct io_uring_params.
@@ -97,8 +99,7 @@ type completion struct {
 // ioRing is one io_uring.
 type ioRing struct {
 	fd     int
-	rings  []byte // what is shared with the kernel: heads, tails and completions
-	array  []byte // the submission entries
+	memory []byte // what is shared with the kernel
 	sqes   []longSubmission
 	cqes   []completion
 	sqTail *uint32 // only we store to it
@@ -116,52 +117,46 @@ const wakeUp = ^uint64(0)
 
 // newRing makes a ring for the calling thread. ENOSYS, EPERM: there is no io_uring, or not for us. EINVAL: the kernel
 // is older than 6.6.
+//
+// The memory is ours, not a mapping of the ring: that would keep the ring, and with it the connection, after a SIGKILL, as
+// long as a thread waits for an answer from there (see apart).
 func newRing() (*ioRing, error) {
+	page := os.Getpagesize()
+	sqOffset := (ringsSize + page - 1) &^ (page - 1)
+	memory, err := unix.Mmap(-1, 0, sqOffset+submissionsSize, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, fmt.Errorf("memory for an io_uring: %w", err)
+	}
 	params := ringParams{
 		cqEntries: completionEntries,
 		flags: setupCQSize | setupSubmitAll | setupSQE128 | setupSingleIssuer | setupDeferTaskrun |
-			setupTaskrunFlag | setupNoSQArray,
+			setupTaskrunFlag | setupNoSQArray | setupNoMmap,
+		sq: ringOffsets{memory: &memory[sqOffset]},
+		cq: ringOffsets{memory: &memory[0]},
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, submissionEntries, uintptr(unsafe.Pointer(&params)), 0)
 	if errno != 0 {
+		_ = unix.Munmap(memory)
 		return nil, fmt.Errorf("io_uring_setup(2): %w", errno)
 	}
-	r := &ioRing{fd: int(fd), flags: enterGetEvents}
-	if params.features&featSingleMmap == 0 {
-		r.close()
-		return nil, fmt.Errorf("io_uring without a common mapping: %w", syscall.EOPNOTSUPP)
-	}
+	r := &ioRing{fd: int(fd), memory: memory, flags: enterGetEvents}
 	if params.features&featNoIowait != 0 {
 		r.flags |= enterNoIowait // or else an idle mount shows as a processor that waits for a disk
 	}
-	var err error
-	size := int(params.cq.dropped + params.cqEntries*uint32(unsafe.Sizeof(completion{})))
-	const protection, how = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_POPULATE
-	if r.rings, err = unix.Mmap(r.fd, 0, size, protection, how); err == nil {
-		size = int(params.sqEntries) * int(unsafe.Sizeof(longSubmission{}))
-		r.array, err = unix.Mmap(r.fd, offSubmissions, size, protection, how)
-	}
-	if err != nil {
-		r.close()
-		return nil, fmt.Errorf("map an io_uring: %w", err)
-	}
-	word := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.rings[off])) }
+	word := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&memory[off])) }
 	r.sqTail, r.cqHead, r.cqTail = word(params.sq.tail), word(params.cq.head), word(params.cq.tail)
 	r.status = word(params.sq.flags)
-	r.sqes = unsafe.Slice((*longSubmission)(unsafe.Pointer(&r.array[0])), params.sqEntries)
-	r.cqes = unsafe.Slice((*completion)(unsafe.Pointer(&r.rings[params.cq.dropped])), params.cqEntries)
+	r.sqes = unsafe.Slice((*longSubmission)(unsafe.Pointer(&memory[sqOffset])), submissionEntries)
+	r.cqes = unsafe.Slice((*completion)(unsafe.Pointer(&memory[params.cq.dropped])), completionEntries)
 	r.waker = submission{opcode: opMsgRing, fd: int32(r.fd), off: wakeUp}
 	return r, nil
 }
 
 // close may be called from any thread, when the ring's own has ended.
 func (r *ioRing) close() {
-	for _, memory := range [][]byte{r.rings, r.array} {
-		if memory != nil {
-			_ = unix.Munmap(memory)
-		}
-	}
 	_ = unix.Close(r.fd)
+	_ = unix.Munmap(r.memory)
 }
 
 // push adds a command for a file; addr, if not nil, is an array of length, for the kernel to read before enter returns.

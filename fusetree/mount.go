@@ -33,10 +33,13 @@ type mountID struct {
 // newMount mounts on path, a directory or, with file set, a regular file, and returns the descriptor on which the
 // kernel sends its requests, beginning with INIT. Nothing can use the mount before that has been answered.
 func newMount(path string, file bool, opts *fuse.MountOptions) (*mount, int, error) {
-	st, err := os.Stat(path)
-	if err == nil {
-		path, err = filepath.EvalSymlinks(path) // umount(2) must mean what mount(2) meant
-	}
+	var st os.FileInfo
+	err := apart(-1, func() (err error) {
+		if st, err = os.Stat(path); err == nil {
+			path, err = filepath.EvalSymlinks(path) // umount(2) must mean what mount(2) meant
+		}
+		return err
+	})
 	switch {
 	case errors.Is(err, syscall.ENOTCONN):
 		return nil, -1, fmt.Errorf("a dead FUSE mount is on %s, remove it with umount: %w", path, err)
@@ -58,7 +61,7 @@ func newMount(path string, file bool, opts *fuse.MountOptions) (*mount, int, err
 	}
 	m := &mount{path: path}
 	if m.id, err = mountAt(path); err != nil {
-		_ = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		_ = umount(path, unix.MNT_DETACH)
 		_ = unix.Close(fd)
 		return nil, -1, fmt.Errorf("mount on %s: %w", path, err)
 	}
@@ -78,7 +81,9 @@ func mountAsRoot(path string, file bool, opts *fuse.MountOptions) (int, error) {
 	}
 	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,allow_other,default_permissions,max_read=%d",
 		fd, rootMode, os.Geteuid(), os.Getegid(), opts.MaxWrite)
-	err = unix.Mount(opts.FsName, path, "fuse."+opts.Name, unix.MS_NOSUID|unix.MS_NODEV, data)
+	err = apart(fd, func() error {
+		return unix.Mount(opts.FsName, path, "fuse."+opts.Name, unix.MS_NOSUID|unix.MS_NODEV, data)
+	})
 	if err != nil {
 		_ = unix.Close(fd)
 		return -1, err
@@ -128,8 +133,12 @@ func receiveDescriptor(socket int) (int, error) {
 
 // mountAt identifies the mount that is on top at path, without asking its file system, which may be dead or not yet be
 // served.
-func mountAt(path string) (mountID, error) {
-	return mountOf(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
+func mountAt(path string) (id mountID, err error) {
+	err = apart(-1, func() error {
+		id, err = mountOf(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
+		return err
+	})
+	return id, err
 }
 
 // mountOf is mountAt for a path from a directory, or a file, as statx(2) has it.
@@ -181,18 +190,22 @@ const probeName = ".go-fuse-epoll-hack"
 // kernel never sends a POLL again, for any file. So regular files are always ready, and above all the Go runtime
 // can poll a file of the mount in its own process without waiting for itself.
 func (m *mount) probe() {
-	fd, err := unix.Open(filepath.Join(m.path, probeName), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return // unmounted already
-	}
-	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-	_ = unix.Close(fd)
+	_ = apart(-1, func() error {
+		fd, err := unix.Open(filepath.Join(m.path, probeName), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err // unmounted already
+		}
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return unix.Close(fd)
+	})
 }
 
 // probeFile is probe for a mount on a file, which it does not open: that would reach the node.
 func (m *mount) probeFile() {
-	var st unix.Statx_t
-	_ = unix.Statx(unix.AT_FDCWD, m.path, unix.AT_STATX_FORCE_SYNC|unix.AT_SYMLINK_NOFOLLOW, unix.STATX_SIZE, &st)
+	_ = apart(-1, func() error {
+		var st unix.Statx_t
+		return unix.Statx(unix.AT_FDCWD, m.path, unix.AT_STATX_FORCE_SYNC|unix.AT_SYMLINK_NOFOLLOW, unix.STATX_SIZE, &st)
+	})
 }
 
 // unmount takes the mount away; with force also if it is in use. It is no error if somebody else did.
@@ -203,11 +216,11 @@ func (m *mount) unmount(force bool) error {
 	if !m.inPlace() {
 		return fmt.Errorf("another file system is mounted over %s, unmount it first: %w", m.path, syscall.EBUSY)
 	}
-	flags := unix.UMOUNT_NOFOLLOW
+	flags := 0
 	if force {
-		flags |= unix.MNT_DETACH
+		flags = unix.MNT_DETACH
 	}
-	err := unix.Unmount(m.path, flags)
+	err := umount(m.path, flags)
 	if errors.Is(err, syscall.EPERM) {
 		err = m.fusermount(force)
 	}
@@ -220,13 +233,18 @@ func (m *mount) unmount(force bool) error {
 	return fmt.Errorf("unmount %s: %w", m.path, err)
 }
 
+// umount is umount2(2) for path itself.
+func umount(path string, flags int) error {
+	return apart(-1, func() error { return unix.Unmount(path, flags|unix.UMOUNT_NOFOLLOW) })
+}
+
 // abort ends the connection and takes the mount away.
 func (m *mount) abort() error {
 	if m.aborted {
 		return nil
 	}
 	if m.inPlace() {
-		err := unix.Unmount(m.path, unix.UMOUNT_NOFOLLOW|unix.MNT_FORCE|unix.MNT_DETACH)
+		err := umount(m.path, unix.MNT_FORCE|unix.MNT_DETACH)
 		if err == nil {
 			m.aborted = true
 			return nil

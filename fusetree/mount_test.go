@@ -3,9 +3,11 @@
 package fusetree
 
 import (
+	"bufio"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -216,7 +218,7 @@ func open(t testing.TB, path string, flags int) *os.File {
 	return f
 }
 
-func umount(t *testing.T, args ...string) {
+func umountByHand(t *testing.T, args ...string) {
 	t.Helper()
 	if out, err := exec.Command("umount", args...).CombinedOutput(); err != nil {
 		t.Fatalf("umount %v: %v: %s", args, err, out)
@@ -324,7 +326,7 @@ func TestMountPointIsSymlink(t *testing.T) {
 func TestUnmountFromOutside(t *testing.T) {
 	t.Parallel()
 	s := serve(t, Options{})
-	umount(t, s.dir)
+	umountByHand(t, s.dir)
 	s.wantRun(t, nil)
 	ok(t, "Unmount", s.Unmount(false))
 }
@@ -396,7 +398,7 @@ func TestCoveredMount(t *testing.T) {
 		t.Skipf("no tmpfs: %v", err)
 	}
 	wantErr(t, "Unmount", s.Unmount(true), syscall.EBUSY)
-	umount(t, s.dir)
+	umountByHand(t, s.dir)
 	s.unmount(t)
 	s.wantRun(t, nil)
 }
@@ -421,4 +423,100 @@ func TestConnectionIsNotInherited(t *testing.T) {
 	if strings.Contains(string(out), "/dev/fuse") {
 		t.Errorf("a child has the connection open:\n%s", out)
 	}
+}
+
+// TestKilledWhileWaiting: a process that is killed while it waits for an answer of its own mount ends, and the connection
+// with it.
+func TestKilledWhileWaiting(t *testing.T) {
+	if path := os.Getenv("FUSETREE_TEST_WAIT"); path != "" {
+		waitUnanswered(t, path)
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skipf("no FUSE on this machine: %v", err)
+	}
+	for _, kind := range []string{"directory", "file", "served"} {
+		t.Run(kind, func(t *testing.T) {
+			if uringtest.Wanted() {
+				t.Cleanup(uringtest.Enable(t))
+			}
+			path := t.TempDir()
+			if kind == "file" {
+				path = filepath.Join(path, "file")
+				ok(t, "WriteFile", os.WriteFile(path, nil, 0o600))
+			}
+			cmd := exec.Command(must(os.Executable())(t), "-test.run=^TestKilledWhileWaiting$", "-test.v")
+			cmd.Env = append(os.Environ(), "FUSETREE_TEST_WAIT="+path, "FUSETREE_TEST_KIND="+kind)
+			out := must(cmd.StdoutPipe())(t)
+			ok(t, "Start", cmd.Start())
+			t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_FORCE|unix.MNT_DETACH) })
+			watchdog := time.AfterFunc(deadline, func() {
+				t.Error("the process has no request, or does not end")
+				_ = cmd.Process.Kill()
+				_ = unix.Unmount(path, unix.MNT_FORCE|unix.MNT_DETACH) // ends the connection, and so the process
+			})
+			defer watchdog.Stop()
+			said := ""
+			for line := bufio.NewScanner(out); said != requestReceived && line.Scan(); {
+				said = line.Text()
+			}
+			if said != requestReceived {
+				t.Errorf("the process ended with %q", said)
+			}
+			ok(t, "Kill", cmd.Process.Kill())
+			_, _ = io.Copy(io.Discard, out)
+			_ = cmd.Wait()
+			if !watchdog.Stop() {
+				return
+			}
+			_, err := os.Open(path)
+			wantErr(t, "open of the dead mount", err, syscall.ENOTCONN)
+		})
+	}
+}
+
+const requestReceived = "request received"
+
+// waitUnanswered mounts on path, uses the mount as this package does, receives the request for that, and does not answer.
+func waitUnanswered(t *testing.T, path string) {
+	kind := os.Getenv("FUSETREE_TEST_KIND")
+	if kind == "served" {
+		openUnanswered(t, path)
+	}
+	tree := must(Init(t.TempDir(), Options{}))(t)
+	opts := tree.serverOptions()
+	mnt, fd, err := newMount(path, kind == "file", opts)
+	ok(t, "newMount", err)
+	c := newConnection(tree, fd, opts)
+	must(c.handshake(opts))(t)
+	if kind == "file" {
+		go mnt.probeFile()
+	} else {
+		go mnt.probe()
+	}
+	must(unix.Read(fd, make([]byte, headerSize+opts.MaxWrite)))(t)
+	fmt.Println(requestReceived)
+	select {}
+}
+
+// openUnanswered is waitUnanswered with a node that does not return from its Open.
+func openUnanswered(t *testing.T, path string) {
+	opts := Options{}
+	if uringtest.Wanted() {
+		opts.IOUring = IOUringOn
+	}
+	tree := must(Init(path, opts))(t)
+	must(tree.Add("node", tree.Root(), 0o600, &Ops{
+		Open: func(*File) error {
+			fmt.Println(requestReceived)
+			select {}
+		},
+	}, nil))(t)
+	go func() { _ = apart(-1, func() error { return openWhenMounted(tree, path) }) }()
+	ok(t, "Run", tree.Run())
+}
+
+func openWhenMounted(tree *Tree, path string) error {
+	<-tree.Mounted()
+	_, err := unix.Open(filepath.Join(path, "node"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	return err
 }

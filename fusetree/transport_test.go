@@ -353,7 +353,7 @@ func TestNothingIsLeftOpen(t *testing.T) {
 			t.Error("a mount has nothing open")
 		}
 		if i%2 == 0 {
-			umount(t, s.dir)
+			umountByHand(t, s.dir)
 		} else {
 			ok(t, "Abort", s.Abort())
 		}

@@ -109,22 +109,24 @@ func (n *Node) WriteBack() bool { return n.tree.writeBack(n, 0, 0) }
 // truncate sets the size of the file at path, which must be on this mount. ENOENT: there is no such file, or something
 // else is there.
 func (m *mount) truncate(path string, size int64) error {
-	// Without an open that the node would notice.
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
+	return apart(-1, func() error {
+		// Without an open that the node would notice.
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unix.Close(fd) }()
+		id, err := mountOf(fd, "", unix.AT_EMPTY_PATH)
+		switch {
+		case err != nil:
+			return err
+		case id != m.id:
+			return syscall.ENOENT
+		}
+		err = unix.Truncate(fmt.Sprintf("/proc/thread-self/fd/%d", fd), size)
+		if errors.Is(err, syscall.ENOENT) {
+			return syscall.ENOTSUP // no /proc
+		}
 		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	id, err := mountOf(fd, "", unix.AT_EMPTY_PATH)
-	switch {
-	case err != nil:
-		return err
-	case id != m.id:
-		return syscall.ENOENT
-	}
-	err = unix.Truncate(fmt.Sprintf("/proc/self/fd/%d", fd), size)
-	if errors.Is(err, syscall.ENOENT) {
-		return syscall.ENOTSUP // no /proc
-	}
-	return err
+	})
 }

@@ -4,9 +4,12 @@ package fusetree
 
 import (
 	"bytes"
-	"errors"
+	"context"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -206,52 +209,57 @@ func TestWritebackSizes(t *testing.T) {
 }
 
 // TestWritebackWithoutRoom: who writes beyond the end learns of it by fsync, close, and before long by write; the size
-// stays.
+// stays. The users are other processes: what is open in this one is flushed when the size is put right (see apart).
 func TestWritebackWithoutRoom(t *testing.T) {
 	t.Parallel()
 	const size = 1<<20 + 512
 	f := serveFile(t, size, Options{WritebackCache: true})
 
 	// Across the end, in the middle of a page: what there is room for arrives.
-	file := f.open(t, os.O_RDWR)
-	must(file.WriteAt(bytes.Repeat([]byte{1}, 4096), 1<<20))(t)
-	wantErr(t, "fsync", file.Sync(), syscall.ENOSPC)
+	f.dd(t, "fsync failed", "bs=4096", "seek=256", "count=1", "conv=notrunc,fsync")
 	if got := f.bytes(1<<20, 512); !bytes.Equal(got, bytes.Repeat([]byte{1}, 512)) {
 		t.Error("what there was room for did not arrive")
 	}
 	f.wantSize(t, size)
-	must(file.WriteAt([]byte("x"), size))(t)
-	wantErr(t, "fsync", file.Sync(), syscall.ENOSPC)
+	f.dd(t, "fsync failed", "bs=1", fmt.Sprint("seek=", size), "count=1", "conv=notrunc,fsync")
 	f.wantSize(t, size)
-	ok(t, "close after a fsync that has reported it", file.Close())
 
 	// Who comes later is none of those who went too far.
-	later := f.open(t, os.O_RDWR)
 	f.memory.node.UpdateMode(0o600) // so that the kernel asks for attributes when it writes
-	must(later.WriteAt([]byte("x"), 0))(t)
-	ok(t, "fsync", later.Sync())
-	ok(t, "close", later.Close())
+	f.dd(t, "", "bs=1", "count=1", "conv=notrunc,fsync")
 
-	// Until it is full.
-	file = f.open(t, os.O_RDWR)
-	p := make([]byte, 256<<10)
-	end := time.Now().Add(deadline)
-	var err error
-	for total := 0; err == nil; total += len(p) {
-		if _, err = file.Write(p); time.Now().After(end) {
-			t.Fatalf("%d bytes were written and none refused", total)
-		}
-	}
-	wantErr(t, "write until it is full", err, syscall.ENOSPC)
-	if err := file.Close(); err != nil && !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("close: %v", err)
-	}
+	f.dd(t, "error writing", "bs=256k", "conv=notrunc") // until it is full
 	f.wantSize(t, size)
 
-	file = f.open(t, os.O_RDWR)
-	must(file.WriteAt([]byte("x"), size))(t)
-	wantErr(t, "close", file.Close(), syscall.ENOSPC)
+	f.dd(t, "closing output file", "bs=1", fmt.Sprint("seek=", size), "count=1", "conv=notrunc")
 	f.wantSize(t, size)
+}
+
+// dd runs dd(1) with bytes of 1 as its input. It has to report one error at least, ENOSPC with that text, or none if that
+// is "".
+func (f *fileTree) dd(t *testing.T, failure string, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "dd", append(args, "status=none", "of="+f.file)...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Stdin = ones{}
+	out, err := cmd.CombinedOutput()
+	text := string(out)
+	if failed := err != nil; failed != (failure != "") || !strings.Contains(text, failure) ||
+		failed && !strings.Contains(text, "No space left on device") {
+		t.Errorf("dd %v: %v: %q, want %q", args, err, text, failure)
+	}
+}
+
+// ones reads as bytes of 1, without end.
+type ones struct{}
+
+func (ones) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 1
+	}
+	return len(p), nil
 }
 
 // wantSize waits for the size to be put right, which happens soon after a write had no room.
