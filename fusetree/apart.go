@@ -24,7 +24,7 @@ func apart(keep int, f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() { // /proc shows the descriptors of this one for the process's, and it never ends
+		if unix.Gettid() == unix.Getpid() { // what /proc shows of the process is this one's, and it never ends
 			result <- apart(keep, f)
 			runtime.UnlockOSThread()
 			return

@@ -14,7 +14,7 @@ const (
 	// down to every lookSeldom.
 	lookOften  = 4 * time.Millisecond
 	lookSeldom = 256 * time.Millisecond
-	// clockEvery is for how many requests it takes the time to be the same.
+	// clockEvery is for how many requests it takes the time, and its own place, to be the same.
 	clockEvery = 16
 )
 
@@ -26,7 +26,8 @@ type clients struct {
 	file     statFile
 	now      time.Time
 	requests int
-	asleep   atomic.Bool // the reader is, or is about to be, and will not look after the repliers
+	here     atomic.Int32 // the processor that the reader runs on; -1 if that cannot be told
+	asleep   atomic.Bool  // the reader is, or is about to be, and will not look after the repliers
 }
 
 // client is a thread that makes requests.
@@ -52,7 +53,7 @@ type clientWay struct {
 func (w *clientWay) reply(r *IO, data []byte) {
 	w.waiting.Add(-1)
 	if p := w.replier.Load(); p != nil && len(data) <= replierRoom && !w.all.asleep.Load() {
-		if here, ok := processor(); ok && here != p.cpu && p.post(w.from.fd, r, data) {
+		if here := int(w.all.here.Load()); here >= 0 && here != p.cpu && p.post(w.from.fd, r, data) {
 			if w.all.asleep.Load() {
 				p.send()
 			}
@@ -66,6 +67,11 @@ func (w *clientWay) reply(r *IO, data []byte) {
 func (c *clients) of(tid uint32) *client {
 	if c.requests%clockEvery == 0 {
 		c.now = time.Now()
+		cpu, ok := processor()
+		if !ok {
+			cpu = -1
+		}
+		c.here.Store(int32(cpu))
 	}
 	c.requests++
 	place := &c.list[tid%maxClients]

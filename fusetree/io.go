@@ -40,6 +40,7 @@ type IO struct {
 	// it.
 	Buffer Buffer
 
+	keep    interface{ Release() } // whoever keeps the memory of a reply's data after Complete; nil if nobody does
 	conn    *connection
 	pending *atomic.Int32 // of the batch it was started in
 	origin  origin
@@ -51,7 +52,8 @@ type IO struct {
 
 // origin is where a request came from, and where its reply must go.
 type origin interface {
-	// reply sends r.header, whose Length does not yet count the data, with the data of a read. r has been completed.
+	// reply sends r.header, whose Length does not yet count the data, with the data of a read. r has been completed. If
+	// that is for later, r.keep keeps the data, and reply takes it away from r.
 	reply(r *IO, data []byte)
 }
 
@@ -81,7 +83,19 @@ func (r *IO) Complete(data []byte, n int, err error) {
 		data = nil
 	}
 	r.origin.reply(r, data)
+	if keep := r.keep; keep != nil {
+		r.keep = nil
+		keep.Release()
+	}
 	c.put(r)
+}
+
+// CompleteKept is Complete for a read that has succeeded, of data that need not be copied if the reply cannot be sent
+// at once: its memory is there until keep.Release is called, which happens once, on any goroutine, maybe before this
+// returns.
+func (r *IO) CompleteKept(data []byte, keep interface{ Release() }) {
+	r.keep = keep
+	r.Complete(data, len(data), nil)
 }
 
 // startIO hands a READ, WRITE or FSYNC to the node if the node takes it this way; other requests it leaves alone.

@@ -118,8 +118,8 @@ const wakeUp = ^uint64(0)
 // newRing makes a ring for the calling thread. ENOSYS, EPERM: there is no io_uring, or not for us. EINVAL: the kernel
 // is older than 6.6.
 //
-// The memory is ours, not a mapping of the ring: that would keep the ring, and with it the connection, after a SIGKILL, as
-// long as a thread waits for an answer from there (see apart).
+// The memory is ours, not a mapping of the ring: that would keep the ring, and with it the connection, after a SIGKILL,
+// as long as a thread waits for an answer from there (see apart).
 func newRing() (*ioRing, error) {
 	page := os.Getpagesize()
 	sqOffset := (ringsSize + page - 1) &^ (page - 1)

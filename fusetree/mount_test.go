@@ -425,8 +425,8 @@ func TestConnectionIsNotInherited(t *testing.T) {
 	}
 }
 
-// TestKilledWhileWaiting: a process that is killed while it waits for an answer of its own mount ends, and the connection
-// with it.
+// TestKilledWhileWaiting: a process that is killed while it waits for an answer of its own mount ends, and the
+// connection with it.
 func TestKilledWhileWaiting(t *testing.T) {
 	if path := os.Getenv("FUSETREE_TEST_WAIT"); path != "" {
 		waitUnanswered(t, path)
@@ -476,7 +476,8 @@ func TestKilledWhileWaiting(t *testing.T) {
 
 const requestReceived = "request received"
 
-// waitUnanswered mounts on path, uses the mount as this package does, receives the request for that, and does not answer.
+// waitUnanswered mounts on path, uses the mount as this package does, receives the request for that, and does not
+// answer.
 func waitUnanswered(t *testing.T, path string) {
 	kind := os.Getenv("FUSETREE_TEST_KIND")
 	if kind == "served" {

@@ -133,8 +133,9 @@ type replier struct {
 type postedReply struct {
 	fd     int
 	header replyHeader
-	size   int    // of the data
-	data   []byte // room for it
+	data   []byte                 // of a read
+	keep   interface{ Release() } // keeps its memory; nil if that is room
+	room   []byte                 // for data that nobody keeps
 	vector [2]unix.Iovec
 }
 
@@ -146,13 +147,13 @@ func (p *replier) prepare() {
 		memory[i] = 0
 	}
 	for i := range p.slots {
-		p.slots[i].data = memory[i*replierRoom:][:replierRoom:replierRoom]
+		p.slots[i].room = memory[i*replierRoom:][:replierRoom:replierRoom]
 	}
 	p.free.Store(1<<replierSlots - 1)
 }
 
-// post leaves the reply to r to the thread, if that is awake; data is copied. If it is not, post wakes it for the
-// replies to come, and returns false.
+// post leaves the reply to r to the thread, if that is awake; data that nobody keeps is copied. If it is not, post
+// wakes it for the replies to come, and returns false.
 func (p *replier) post(fd int, r *IO, data []byte) bool {
 	if !p.attends.Load() {
 		p.call()
@@ -163,11 +164,15 @@ func (p *replier) post(fd int, r *IO, data []byte) bool {
 		return false
 	}
 	s := &p.slots[i]
-	n, err := copyData(s.data, data)
-	if err != nil {
-		r.header.Status = -int32(syscall.EIO)
+	s.fd, s.header, s.data, s.keep = fd, r.header, data, r.keep
+	r.keep = nil
+	if s.keep == nil {
+		n, err := copyData(s.room, data)
+		if err != nil {
+			s.header.Status = -int32(syscall.EIO)
+		}
+		s.data = s.room[:n]
 	}
-	s.fd, s.header, s.size = fd, r.header, n
 	p.posted.Or(1 << i)
 	if !p.attends.Load() {
 		p.send() // it may have looked for the last time before that
@@ -195,7 +200,12 @@ func (p *replier) send() (sent int) {
 		i := bits.TrailingZeros32(mask)
 		mask &^= 1 << i
 		s := &p.slots[i]
-		sendReply(s.fd, &s.header, &s.vector, s.data[:s.size])
+		sendReply(s.fd, &s.header, &s.vector, s.data)
+		s.data, s.vector[1].Base = nil, nil // it may not stay mapped
+		if s.keep != nil {
+			s.keep.Release()
+			s.keep = nil
+		}
 		p.free.Or(1 << i)
 	}
 	return sent

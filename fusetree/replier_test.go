@@ -125,6 +125,52 @@ func TestReplierIsFull(t *testing.T) {
 	}
 }
 
+// released counts the calls of Release.
+type released struct{ atomic.Int64 }
+
+func (r *released) Release() { r.Add(1) }
+
+// TestReplierKeepsData: data that somebody keeps is not copied, and let go when it has been sent, in either way.
+func TestReplierKeepsData(t *testing.T) {
+	moreThreads(t)
+	var pipe [2]int
+	ok(t, "pipe", unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
+	for _, fd := range pipe {
+		defer func() { ok(t, "close", unix.Close(fd)) }()
+	}
+	p := &replier{}
+	p.prepare()
+	p.attends.Store(true) // so it seems
+	all := &clients{}
+	all.here.Store(1)
+	way := &clientWay{&client{all: all}, &descriptor{pipe[1]}}
+	way.replier.Store(p)
+	const round = 2 * replierSlots // so that some find no room
+	data, keep := make([]byte, 1), &released{}
+	c := &connection{tree: &Tree{}}
+	got := make([]byte, 4096)
+	for i := range round {
+		r := c.get()
+		r.Kind, r.origin, r.pending = Read, way, &atomic.Int32{}
+		r.pending.Add(1)
+		r.CompleteKept(data, keep)
+		if sent := max(0, i+1-replierSlots); keep.Load() != int64(sent) {
+			t.Fatalf("after %d replies, %d of them sent, %d were let go", i+1, sent, keep.Load())
+		}
+	}
+	if n := must(unix.Read(pipe[0], got))(t); n != (round-replierSlots)*(outHeaderSize+1) {
+		t.Errorf("%d bytes arrived at once", n)
+	}
+	data[0] = 1
+	if p.send() != replierSlots || keep.Load() != round {
+		t.Errorf("%d of %d were let go in the end", keep.Load(), round)
+	}
+	n := must(unix.Read(pipe[0], got))(t)
+	if n != replierSlots*(outHeaderSize+1) || got[outHeaderSize] != 1 || got[n-1] != 1 {
+		t.Errorf("%d bytes arrived later, or of copies: %v", n, got[:n])
+	}
+}
+
 // TestReplierIsLate: what a thread does not come to is sent by others, but not before it had its time.
 func TestReplierIsLate(t *testing.T) {
 	moreThreads(t)

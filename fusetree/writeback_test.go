@@ -235,8 +235,7 @@ func TestWritebackWithoutRoom(t *testing.T) {
 	f.wantSize(t, size)
 }
 
-// dd runs dd(1) with bytes of 1 as its input. It has to report one error at least, ENOSPC with that text, or none if that
-// is "".
+// dd runs dd(1) with bytes of 1 as its input. It has to report ENOSPC, with that text, or no error if that is "".
 func (f *fileTree) dd(t *testing.T, failure string, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)

@@ -85,6 +85,48 @@ func TestReadsInPlace(t *testing.T) {
 	}
 }
 
+// keeper is a KeepingCompletion that goes on using what was read.
+type keeper struct {
+	transfer
+	data []byte
+	keep interface{ Release() }
+}
+
+func (k *keeper) CompleteKept(data []byte, keep interface{ Release() }) {
+	k.data, k.keep = data, keep
+	close(k.done)
+}
+
+// TestContentsKept: a device is not removed before all have let go of its memory.
+func TestContentsKept(t *testing.T) {
+	l, _ := open(t)
+	load(t, l, "ram")
+	d := add(t, l, 0, "/ram/@/1M", plugin.DeviceOptions{})
+	mustWrite(t, d, block(3), 0)
+	k := &keeper{transfer: transfer{done: make(chan struct{})}}
+	if !d.StartRead(4096, 0, k) {
+		t.Fatal("the fast path does not take a read")
+	}
+	d.Commit(nil)
+	<-k.done
+	if k.keep == nil {
+		t.Fatal("the data was not left where it is: ", k.err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := l.RemoveDevice(ctx, 0); !errors.Is(err, syscall.ETIMEDOUT) {
+		t.Errorf("removal of a device whose memory is in use: %v", err)
+	}
+	mustWrite(t, d, block(4), 0)
+	if !bytes.Equal(k.data, block(4)) {
+		t.Error("it is not the device's memory")
+	}
+	k.keep.Release()
+	if err := l.RemoveDevice(t.Context(), 0); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestContentsCutOff: memory that its handler takes away is missed by the read concerned and nobody else.
 func TestContentsCutOff(t *testing.T) {
 	l, _ := open(t, "keep")

@@ -39,6 +39,9 @@ func (g *gate) leave() {
 	}
 }
 
+// Release is leave, for those to whom the device's memory was left.
+func (g *gate) Release() { g.leave() }
+
 // open undoes shut.
 func (g *gate) open() { g.state.And(^int64(closedBit)) }
 

@@ -95,6 +95,11 @@ func (o *op) end(err error) {
 	case err != nil:
 		done.Complete(nil, 0, d.requestError(r.Op, n, int64(r.Offset), err, Status(r.STS)))
 	case r.Op == shared.OpRead:
+		if keeping, ok := done.(KeepingCompletion); ok && gated && r.InPlace {
+			gated = false // it leaves the gate
+			keeping.CompleteKept(data, &d.gate)
+			break
+		}
 		done.Complete(data, n, nil)
 	case r.Op == shared.OpFlush:
 		d.unflushed.release(o.mark)

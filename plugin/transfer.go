@@ -20,6 +20,14 @@ type Completion interface {
 	Complete(data []byte, n int, err error)
 }
 
+// KeepingCompletion is a Completion that can use the memory of a read after it was told.
+type KeepingCompletion interface {
+	Completion
+	// CompleteKept is Complete for a read that has succeeded, where the memory of data is the device's own. It is there
+	// until keep.Release is called, which must happen once, on any goroutine, soon: the device cannot be removed before.
+	CompleteKept(data []byte, keep interface{ Release() })
+}
+
 // StartRead begins a read of n bytes at byte off; Commit must follow. It never waits. It declines, with false, what
 // only ReadAt can do: reads that cross the end of the device, are longer than MaxXfer, not aligned as the handler needs
 // it, or have to wait because all memory of the handler's channel is in use.
