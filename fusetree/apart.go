@@ -24,7 +24,7 @@ func apart(keep int, f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() { // what /proc shows of the process is this one's, and it never ends
+		if unix.Gettid() == unix.Getpid() { // it never ends, and /proc shows its descriptors as the process's
 			result <- apart(keep, f)
 			runtime.UnlockOSThread()
 			return
