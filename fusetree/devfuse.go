@@ -270,8 +270,8 @@ func (b *reader) attend() {
 		b.begin() // the first request is on its way at once; the others of the batch share a doorbell
 		b.drain()
 		b.alone = 0
-	} else if b.alone++; b.alone > solitude {
-		b.follower.follow(b.header.Pid)
+	} else {
+		b.alone++
 	}
 	b.commit(b)
 }
@@ -334,6 +334,9 @@ func (b *reader) drain() (some bool) {
 func (b *reader) Poll() bool {
 	b.bytes = 0
 	if !b.drain() {
+		if b.alone > solitude { // by now the client sleeps
+			b.follower.follow(b.header.Pid)
+		}
 		return false
 	}
 	b.crowd = crowdPatience

@@ -15,7 +15,7 @@ const (
 	// followOften is how often a follower looks where the client is, while it finds it elsewhere.
 	followOften = 2 * time.Millisecond
 	// followSeldom is how seldom it looks at most.
-	followSeldom = 256 * time.Millisecond
+	followSeldom = 16 * time.Millisecond
 	// followMoves is how many moves in a row it takes to see that the scheduler has other plans, and look more seldom.
 	followMoves = 8
 )
