@@ -404,6 +404,32 @@ int memory_unmap(struct memory *m, uint64_t offset, uint64_t length)
 	return sts;
 }
 
+/*
+ * What has memory keeps it: who zeroes a range, as mkfs(8) does with tables and a journal, is about to write there, and
+ * would get it back page by page. Who has no use for it any more unmaps it.
+ */
+static int zero(struct memory *m, uint64_t at, uint64_t end)
+{
+	int sts = TCMU_STS_RANGE;
+
+	pthread_rwlock_rdlock(&m->layout);
+	if (range_within(m->size, at, end - at)) {
+		while (at < end) {
+			bool written;
+			uint64_t stop = run_end(m, at / GRANULE, granules(end), &written) * GRANULE;
+
+			if (stop > end)
+				stop = end;
+			if (written)
+				memset(m->map + at, 0, stop - at);
+			at = stop;
+		}
+		sts = TCMU_STS_OK;
+	}
+	pthread_rwlock_unlock(&m->layout);
+	return sts;
+}
+
 int memory_fill(struct memory *m, const struct iovec *iov, size_t iov_cnt, uint64_t offset, uint64_t length)
 {
 	struct pattern p;
@@ -421,7 +447,7 @@ int memory_fill(struct memory *m, const struct iovec *iov, size_t iov_cnt, uint6
 		return sts;
 
 	if (p.zero) {
-		sts = memory_unmap(m, offset, length);
+		sts = zero(m, offset, offset + length);
 		done = length;
 	}
 	while (!sts && done < length) {

@@ -55,7 +55,7 @@ int memory_read(struct memory *m, struct tcmur_cmd *cmd, const struct iovec *iov
 int memory_write(struct memory *m, const struct iovec *iov, size_t iov_cnt, size_t length, uint64_t offset);
 /* Gives the memory back; the range reads zeroes afterwards. */
 int memory_unmap(struct memory *m, uint64_t offset, uint64_t length);
-/* Fills the range with the pattern; one of zeroes gives the memory back. */
+/* Fills the range with the pattern; one of zeroes takes no more memory than there is, and gives none back. */
 int memory_fill(struct memory *m, const struct iovec *iov, size_t iov_cnt, uint64_t offset, uint64_t length);
 
 /*
