@@ -37,7 +37,8 @@ func apart(keep int, f func() error) error {
 	return <-result
 }
 
-// leaveDescriptors gives the thread its own table for apart. Where that cannot be, for want of /proc, it stays as it is.
+// leaveDescriptors gives the thread its own table for apart. Where that cannot be, for want of /proc, it keeps the
+// common one.
 func leaveDescriptors(keep int) {
 	const dir = "/proc/thread-self/fd"
 	if _, err := os.Stat(dir); err != nil || unix.Unshare(unix.CLONE_FILES) != nil {
