@@ -483,7 +483,7 @@ func waitUnanswered(t *testing.T, path string) {
 	if kind == "served" {
 		openUnanswered(t, path)
 	}
-	tree := must(Init(t.TempDir(), Options{}))(t)
+	tree := must(Init(filepath.Dir(path), Options{}))(t) // a directory of its own would stay behind
 	opts := tree.serverOptions()
 	mnt, fd, err := newMount(path, kind == "file", opts)
 	ok(t, "newMount", err)

@@ -96,14 +96,20 @@ func TestReplier(t *testing.T) {
 	}
 }
 
+// newPipe makes one that does not block, for the duration of the test.
+func newPipe(t *testing.T) (pipe [2]int) {
+	t.Helper()
+	ok(t, "pipe", unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
+	for _, fd := range pipe {
+		t.Cleanup(func() { ok(t, "close", unix.Close(fd)) })
+	}
+	return pipe
+}
+
 // TestReplierIsFull: replies are taken only as long as there is room.
 func TestReplierIsFull(t *testing.T) {
 	moreThreads(t)
-	var pipe [2]int
-	ok(t, "pipe", unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
-	for _, fd := range pipe {
-		defer func() { ok(t, "close", unix.Close(fd)) }()
-	}
+	pipe := newPipe(t)
 	p := &replier{}
 	p.prepare()
 	p.attends.Store(true) // so it seems
@@ -133,11 +139,7 @@ func (r *released) Release() { r.Add(1) }
 // TestReplierKeepsData: data that somebody keeps is not copied, and let go when it has been sent, in either way.
 func TestReplierKeepsData(t *testing.T) {
 	moreThreads(t)
-	var pipe [2]int
-	ok(t, "pipe", unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
-	for _, fd := range pipe {
-		defer func() { ok(t, "close", unix.Close(fd)) }()
-	}
+	pipe := newPipe(t)
 	p := &replier{}
 	p.prepare()
 	p.attends.Store(true) // so it seems
@@ -174,11 +176,7 @@ func TestReplierKeepsData(t *testing.T) {
 // TestReplierIsLate: what a thread does not come to is sent by others, but not before it had its time.
 func TestReplierIsLate(t *testing.T) {
 	moreThreads(t)
-	var pipe [2]int
-	ok(t, "pipe", unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
-	for _, fd := range pipe {
-		defer func() { ok(t, "close", unix.Close(fd)) }()
-	}
+	pipe := newPipe(t)
 	p := &replier{created: time.Now()}
 	p.prepare()
 	p.attends.Store(true) // so it seems

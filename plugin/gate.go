@@ -39,6 +39,9 @@ func (g *gate) leave() {
 	}
 }
 
+// again is enter for somebody who is in, and so is not refused; leave must follow.
+func (g *gate) again() { g.state.Add(1) }
+
 // Release is leave, for those to whom the device's memory was left.
 func (g *gate) Release() { g.leave() }
 

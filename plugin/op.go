@@ -96,7 +96,7 @@ func (o *op) end(err error) {
 		done.Complete(nil, 0, d.requestError(r.Op, n, int64(r.Offset), err, Status(r.STS)))
 	case r.Op == shared.OpRead:
 		if keeping, ok := done.(KeepingCompletion); ok && gated && r.InPlace {
-			gated = false // it leaves the gate
+			d.gate.again()
 			keeping.CompleteKept(data, &d.gate)
 			break
 		}

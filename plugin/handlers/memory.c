@@ -349,14 +349,19 @@ int memory_write(struct memory *m, const struct iovec *iov, size_t iov_cnt, size
 	return sts;
 }
 
-/* Zeroes part of one granule. */
-static void zero_part(struct memory *m, uint64_t at, uint64_t end)
+/* Zeroes what has memory. The rest reads zeroes. */
+static void zero_runs(struct memory *m, uint64_t at, uint64_t end)
 {
-	bool written;
+	while (at < end) {
+		bool written;
+		uint64_t stop = run_end(m, at / GRANULE, granules(end), &written) * GRANULE;
 
-	run_end(m, at / GRANULE, at / GRANULE + 1, &written);
-	if (written)
-		memset(m->map + at, 0, end - at);
+		if (stop > end)
+			stop = end;
+		if (written)
+			memset(m->map + at, 0, stop - at);
+		at = stop;
+	}
 }
 
 /*
@@ -370,13 +375,13 @@ static int unmap_locked(struct memory *m, uint64_t at, uint64_t end)
 	int ret;
 
 	if (first > last) { /* all within one granule */
-		zero_part(m, at, end);
+		zero_runs(m, at, end);
 		return TCMU_STS_OK;
 	}
 	if (at < first)
-		zero_part(m, at, first);
+		zero_runs(m, at, first);
 	if (end > last)
-		zero_part(m, last, end);
+		zero_runs(m, last, end);
 	if (first == last)
 		return TCMU_STS_OK;
 
@@ -414,16 +419,7 @@ static int zero(struct memory *m, uint64_t at, uint64_t end)
 
 	pthread_rwlock_rdlock(&m->layout);
 	if (range_within(m->size, at, end - at)) {
-		while (at < end) {
-			bool written;
-			uint64_t stop = run_end(m, at / GRANULE, granules(end), &written) * GRANULE;
-
-			if (stop > end)
-				stop = end;
-			if (written)
-				memset(m->map + at, 0, stop - at);
-			at = stop;
-		}
+		zero_runs(m, at, end);
 		sts = TCMU_STS_OK;
 	}
 	pthread_rwlock_unlock(&m->layout);
