@@ -102,6 +102,8 @@ run: all ## serve /tcmur in the foreground, with handler ram and device 0; RUN_F
 # ---------------------------------------------------------------------------------------------------------------------
 # Tests
 
+# go test has no time limit for benchmarks.
+go_bench = TCMUR_BIN='$(CURDIR)/bin' timeout 10m $(GO) test -run '^$$' -bench .
 go_test = GO='$(GO)' TCMUR_BIN='$(CURDIR)/bin' .ci/go-test
 go_dirs := cmd fusetree plugin shared
 
@@ -121,6 +123,8 @@ test-go: all ## run the Go tests only: with the race detector, on one processor,
 		./shared/... ./plugin/... ./fusetree/...
 	FUSETREE_TRANSPORT=uring $(go_test) $(logs)/io-uring.log -race -timeout 15m -skip '^TestE2ERbd' \
 		./fusetree/... ./cmd/fuse_tcmur
+	$(go_bench) -benchtime 1x ./shared/... ./plugin ./fusetree ./cmd/tcmur-host >$(logs)/bench.log 2>&1 || \
+		{ cat $(logs)/bench.log >&2; exit 1; }
 
 # The C of the host under the address sanitizer, with the front as it is.
 .PHONY: test-asan
@@ -190,7 +194,7 @@ mutation: all ## switch off what recovery consists of, one thing at a time, and 
 
 .PHONY: bench
 bench: all ## compare with other ways to have a device in memory; BENCH_FLAGS adds flags, such as -quick
-	TCMUR_BIN='$(CURDIR)/bin' $(GO) test -run '^$$' -bench . -benchmem ./...
+	$(go_bench) -benchmem ./...
 	$(GO) run ./cmd/fuse_tcmur/bench $(BENCH_FLAGS)
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -81,6 +81,10 @@ func delay(ctx context.Context, b *bed, opts *options) (err error) {
 
 func measureDelay(ctx context.Context, b *bed, s *server, opts *options) ([]delayResult, error) {
 	var results []delayResult
+	// The first use of memory by so many threads takes some hypervisors 10 ms.
+	if err := fill(ctx, s.direct, b.size, 64, s.unblock); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.peer.name, err)
+	}
 	for _, depth := range []int{32, 256} {
 		var values []float64
 		for range opts.rounds {
@@ -90,8 +94,8 @@ func measureDelay(ctx context.Context, b *bed, s *server, opts *options) ([]dela
 					"ioengine": "io_uring", "iodepth": strconv.Itoa(depth), "time_based": "1",
 					// It takes a while until all are under way.
 					"ramp_time": fmt.Sprintf("%dms", (10 * handlerDelay).Milliseconds()),
-					// Enough delays that the last, which reaches beyond the end, weighs little.
-					"runtime": fmt.Sprintf("%dms", max(opts.runtime, 60*handlerDelay).Milliseconds()),
+					// Enough delays that the last, in which no new requests come, weighs little.
+					"runtime": fmt.Sprintf("%dms", max(opts.runtime, 200*handlerDelay).Milliseconds()),
 				}),
 			})
 			if err != nil {

@@ -64,7 +64,7 @@ func startFilled(ctx context.Context, b *bed, p peer) (*server, error) {
 		files = append(files, s.cached) // another device; the others have one, with two names
 	}
 	for _, file := range files {
-		if err := fill(ctx, file, b.size, s.unblock); err != nil {
+		if err := fill(ctx, file, b.size, 1, s.unblock); err != nil {
 			return nil, fmt.Errorf("%s: %w", p.name, errors.Join(err, s.stop()))
 		}
 	}
@@ -259,12 +259,14 @@ func startLoop(ctx context.Context, b *bed, s *server) error {
 	return nil
 }
 
-// fill writes the whole device.
-func fill(ctx context.Context, file string, size int64, unblock func()) error {
+// fill writes and reads the whole device, depth requests at a time.
+func fill(ctx context.Context, file string, size int64, depth int, unblock func()) error {
 	for _, rw := range []string{"write", "read"} {
 		_, err := runFio(ctx, fioRun{
-			file: file, size: size, options: fioOptions{"rw": rw, "bs": "1m", "ioengine": "psync", "direct": "1"},
-			timeout: 2 * time.Minute, unblock: unblock,
+			file: file, size: size, timeout: 2 * time.Minute, unblock: unblock,
+			options: fioOptions{
+				"rw": rw, "bs": "1m", "ioengine": "io_uring", "iodepth": strconv.Itoa(depth), "direct": "1",
+			},
 		})
 		if err != nil {
 			return fmt.Errorf("%s the whole device: %w", rw, err)

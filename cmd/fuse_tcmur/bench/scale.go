@@ -128,7 +128,7 @@ func (s *scaleSetup) start(ctx context.Context, b *bed, subtypes []string) (err 
 	}
 	for i := range min(s.Devices, scaleBusy) {
 		file := s.server.device(fmt.Sprintf("%s%03d", subtypes[i%s.Hosts], i))
-		if err := fill(ctx, file, scaleSize, s.server.unblock); err != nil {
+		if err := fill(ctx, file, scaleSize, 1, s.server.unblock); err != nil {
 			return err
 		}
 	}
