@@ -2,6 +2,9 @@
 
 package plugin
 
+// RestTime is after how long without requests the watchdog sleeps.
+const RestTime = (watchfulTicks + 1) * tick
+
 // Retained is how many bytes of unflushed writes the device holds.
 func (d *Device) Retained() int64 { return d.unflushed.held() }
 

@@ -81,12 +81,13 @@ const (
 const silenceGrace = 500 * time.Millisecond
 
 // startHost starts a host process and connects to it. The handler is not loaded yet. stop must be called in the end.
-func startHost(binary string, memory int64, log hclog.Logger) (*host, error) {
+func startHost(binary string, memory int64, busy func(), log hclog.Logger) (*host, error) {
 	h := &host{log: log, abandoned: make(chan struct{})}
 	var err error
 	h.channel, err = shared.New(shared.Options{
 		Memory: memory,
 		Fault:  h.violated,
+		Busy:   busy,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("memory channel: %w", err)

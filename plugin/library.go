@@ -74,6 +74,8 @@ type Library struct {
 	spare     *host         // started, nothing loaded; see spare.go
 	refilled  chan struct{} // closed when the spare that is being started is there; nil while none is
 	stopWatch chan struct{} // ends the watchdog, which runs while handlers are loaded; nil when it does not
+
+	busy chan struct{} // holds one if a request was sent while the watchdog slept
 }
 
 // Init is libtcmur_init: it checks the configuration. No process is started. EINVAL for a bad MaxMinors or no prefix,
@@ -101,6 +103,7 @@ func Init(cfg Config) (*Library, error) {
 		cfg: cfg, log: cfg.Logger,
 		handlers: make(map[string]*handler),
 		devices:  make([]*Device, cfg.MaxMinors),
+		busy:     make(chan struct{}, 1),
 	}, nil
 }
 

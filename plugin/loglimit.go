@@ -16,36 +16,28 @@ type logLimit struct {
 	suppressed atomic.Int64
 }
 
-// allow reports whether a message may be logged now, in ns since epoch, and how many were not since the last one.
+// allow reports whether a message may be logged now, in ns since epoch, and how many were not since the last one, with
+// this one if it may not.
 func (l *logLimit) allow(now int64) (suppressed int64, ok bool) {
 	next := l.next.Load()
 	if now < next || !l.next.CompareAndSwap(next, now+int64(complaintPause)) {
-		l.suppressed.Add(1)
-		return 0, false
+		return l.suppressed.Add(1), false
 	}
 	return l.suppressed.Swap(0), true
 }
 
-// overdue returns how many messages were suppressed, once a new one could be logged; those are settled then.
-func (l *logLimit) overdue(now int64) int64 {
-	if l.suppressed.Load() == 0 || now < l.next.Load() {
-		return 0
-	}
-	return l.suppressed.Swap(0)
-}
-
-// complain logs the failure of a request, unless the device had one logged a moment ago.
+// complain logs the failure of a request, unless the device had one logged a moment ago. Those are counted, and the next
+// message, which comes in a while at the latest, says how many they were.
 func (d *Device) complain(e *statusError) {
-	if suppressed, ok := d.stats.fail(e); ok {
+	suppressed, ok := d.stats.fail(e)
+	switch {
+	case ok:
 		d.handler.log.Warn("request failed", "device", d.name, "reason", e.Error(), "suppressed", suppressed)
-	}
-}
-
-// settleComplaints logs how many failures were not logged, where no further one has brought that to light.
-func (l *Library) settleComplaints() {
-	for _, d := range l.Devices() {
-		if n := d.stats.complaint.overdue(sinceEpoch()); n > 0 {
-			d.handler.log.Warn("requests failed", "device", d.name, "count", n)
-		}
+	case suppressed == 1:
+		time.AfterFunc(complaintPause, func() {
+			if n := d.stats.complaint.suppressed.Swap(0); n > 0 {
+				d.handler.log.Warn("requests failed", "device", d.name, "count", n)
+			}
+		})
 	}
 }

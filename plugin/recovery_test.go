@@ -763,6 +763,19 @@ func TestHang(t *testing.T) {
 	}
 }
 
+// TestHangAfterRest: the request that hangs is the first one in a while, and nobody watches by then.
+func TestHangAfterRest(t *testing.T) {
+	l, logged := open(t, "fault")
+	load(t, l, "fault")
+	dir := t.TempDir()
+	config := fmt.Sprintf("/fault/read=hang,once=%s/once,store=%[1]s/store", dir)
+	d := add(t, l, 0, config, plugin.DeviceOptions{Timeout: 500 * time.Millisecond})
+	mustWrite(t, d, block(3), 0)
+	time.Sleep(plugin.RestTime + plugin.RestTime/2) // nothing tells that the watchdog has fallen asleep
+	wantContents(t, d, block(3), 0)
+	logged.waitFor(t, "handler hangs", "fault")
+}
+
 // TestHangsEachTime: a request that hangs each time is given up, as one that crashes is.
 func TestHangsEachTime(t *testing.T) {
 	l, logged := open(t, "fault")

@@ -24,7 +24,11 @@ func (l *Library) takeHost() (*host, error) {
 		}
 		h.stop()
 	}
-	return startHost(l.cfg.HostBinary, l.cfg.ChannelMemory, l.log.Named("host"))
+	return l.startHost()
+}
+
+func (l *Library) startHost() (*host, error) {
+	return startHost(l.cfg.HostBinary, l.cfg.ChannelMemory, l.wakeWatchdog, l.log.Named("host"))
 }
 
 // refill starts a spare host in the background, unless there is one, one is being started, or no handler is loaded.
@@ -37,7 +41,7 @@ func (l *Library) refill() {
 	refilled := make(chan struct{})
 	l.refilled = refilled
 	l.background.Go(func() {
-		h, err := startHost(l.cfg.HostBinary, l.cfg.ChannelMemory, l.log.Named("host"))
+		h, err := l.startHost()
 		if err != nil {
 			l.log.Warn("no spare host process", "error", err)
 		}

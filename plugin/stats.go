@@ -92,8 +92,7 @@ func (s *deviceStats) refused(kind shared.Op, began int64) {
 	of.total.add(sinceEpoch() - began)
 }
 
-// fail counts a failed request, and returns whether it should be logged, with the number of those before it that were
-// not.
+// fail counts a failed request, and returns what logLimit.allow says of logging it.
 func (s *deviceStats) fail(e *statusError) (suppressed int64, log bool) {
 	e.at = sinceEpoch()
 	s.ops[e.op].failed.Add(1)

@@ -43,12 +43,16 @@ type Options struct {
 	// Fault, if not nil, is told of each violation of the protocol by the host. It must neither block nor call the
 	// channel.
 	Fault func(error)
+	// Busy, if not nil, is called when the first request is sent, and the first one after each call of Rest. It must
+	// neither block nor call the channel.
+	Busy func()
 }
 
 // Channel is the front's end. All methods may be called from several goroutines at once.
 type Channel struct {
 	submit, complete *segment
 	fault            func(error)
+	busy             func()
 
 	memMu     lock
 	arenas    [2]*arena // by Request.direction
@@ -89,6 +93,7 @@ type Channel struct {
 	payload  atomic.Uint64 // of the latest one, in bytes
 	took     atomic.Int64  // by the handler for the latest request that this was measured of, in ns
 	clock    atomic.Int64  // counts the calls of Tick
+	resting  atomic.Bool   // nobody may be calling Tick
 	stopping atomic.Bool
 	ending   sync.WaitGroup // calls of Reap that have taken requests and not yet ended them
 	reaper   chan struct{}  // closed when the completion thread has ended
@@ -165,11 +170,12 @@ func New(opts Options) (*Channel, error) {
 		return nil, err
 	}
 	c := &Channel{
-		submit: submit, complete: complete, fault: opts.Fault,
+		submit: submit, complete: complete, fault: opts.Fault, busy: opts.Busy,
 		arenas: [2]*arena{newArena(opts.Memory), newArena(opts.Memory)},
 		memory: uint64(opts.Memory), room: uint64(opts.Memory),
 		reaper: make(chan struct{}),
 	}
+	c.resting.Store(true)
 	for t := RingEntries - 1; t >= 0; t-- {
 		c.tags = append(c.tags, uint32(t))
 		c.requests[t].ch, c.requests[t].tag = c, uint32(t)
@@ -420,6 +426,9 @@ func (r *Request) Push() {
 		flags |= flagMayInPlace
 	}
 	c.sent.Add(1)
+	if c.resting.Load() && c.resting.Swap(false) && c.busy != nil {
+		c.busy()
+	}
 	c.payload.Store(r.memLen)
 	c.publish(r, flags)
 	c.unrung.Add(1)
@@ -770,12 +779,15 @@ func (c *Channel) Abandon() {
 }
 
 // Tick advances the channel's clock, in which Request.Patience counts, and reports whether a request in flight has run
-// out of patience.
+// out of patience. It has to be called regularly, except between a call of Rest and the next one of Options.Busy.
 //
 // It also looks for completions and wakes a worker of the host, once: a handler that has blocked unexpectedly may keep
 // other requests of the batch that it was in from being begun, and their completions from being announced.
 func (c *Channel) Tick() (overdue bool) {
 	now := c.clock.Add(1)
+	if c.Idle() {
+		return false
+	}
 	c.nudge()
 	for t := range c.requests {
 		if r := &c.requests[t]; r.inflight.Load() && r.overdue(now) {
@@ -785,11 +797,17 @@ func (c *Channel) Tick() (overdue bool) {
 	return false
 }
 
+// Idle reports whether nothing is in flight.
+func (c *Channel) Idle() bool { return c.sent.Load() == 0 }
+
+// Rest is Idle; if it reports true then Tick need not be called until Options.Busy is.
+func (c *Channel) Rest() bool {
+	c.resting.Store(true)
+	return c.Idle()
+}
+
 // nudge makes sure that what is in flight gets on.
 func (c *Channel) nudge() {
-	if c.sent.Load() == 0 {
-		return
-	}
 	c.unrung.Add(1)
 	c.Kick(nil)
 	c.Reap()

@@ -794,6 +794,51 @@ func TestRingLate(t *testing.T) {
 	}
 }
 
+// TestRest: the first request, and the first one after each Rest, is told of, and nothing is in flight only once each
+// request has ended.
+func TestRest(t *testing.T) {
+	var told atomic.Int32
+	c := newChannel(t, Options{Busy: func() { told.Add(1) }})
+	p := newPeer(t, c)
+	ended := make(chan *Request, 2)
+	send := func(want int32) {
+		t.Helper()
+		r, err := c.Get(OpFlush, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Done = func(r *Request) { ended <- r }
+		c.Submit(r)
+		if n := told.Load(); n != want {
+			t.Errorf("told of %d requests, want %d", n, want)
+		}
+	}
+	end := func() {
+		t.Helper()
+		for range 2 {
+			select {
+			case r := <-ended:
+				r.Release()
+			case <-time.After(testDeadline):
+				t.Fatal("request did not end")
+			}
+		}
+	}
+	send(1)
+	send(1)
+	if c.Rest() {
+		t.Error("at rest with two requests in flight")
+	}
+	p.serve(1, func(submission) uint32 { return 0 })
+	end()
+	if !c.Rest() {
+		t.Error("not at rest, though all requests have ended")
+	}
+	send(2)
+	send(2)
+	end()
+}
+
 // BenchmarkRoundTrip is one 4 KiB read at a time through both rings, with both sides asleep in between.
 func BenchmarkRoundTrip(b *testing.B) {
 	c := newChannel(b, Options{})
