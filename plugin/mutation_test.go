@@ -89,6 +89,10 @@ var mutations = []struct {
 		"in != nil && in.channel.Tick()", "in != nil && in.channel.Tick() && false", "TestHang/hang-fault",
 	},
 	{
+		"the first request in a while is watched", "watchdog.go",
+		"l.busy <- struct{}{}", "(chan struct{})(nil) <- struct{}{}", "TestHangAfterRest",
+	},
+	{
 		"a successor that hangs is killed too", "watchdog.go",
 		"h.successor.Load(), h.current()", "h.current()", "TestHangsEachTime",
 	},
