@@ -26,8 +26,8 @@ func (l *logLimit) allow(now int64) (suppressed int64, ok bool) {
 	return l.suppressed.Swap(0), true
 }
 
-// complain logs the failure of a request, unless the device had one logged a moment ago. Those are counted, and the next
-// message, which comes in a while at the latest, says how many they were.
+// complain logs the failure of a request, unless the device had one logged a moment ago. Those are counted, and the
+// next message, which comes in a while at the latest, says how many they were.
 func (d *Device) complain(e *statusError) {
 	suppressed, ok := d.stats.fail(e)
 	switch {

@@ -21,8 +21,8 @@ func ticks(timeout time.Duration) int64 {
 	return max(1, int64((timeout+tick-1)/tick))
 }
 
-// watchdog kills the hosts whose handlers have had a request for too long. It runs until stop is closed, and sleeps while
-// nothing is in flight.
+// watchdog kills the hosts whose handlers have had a request for too long. It runs until stop is closed, and sleeps
+// while nothing is in flight.
 func (l *Library) watchdog(stop <-chan struct{}) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
