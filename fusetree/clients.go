@@ -23,7 +23,6 @@ const (
 type clients struct {
 	repliers *repliers
 	list     [maxClients]*client // by thread, where several belong into one place the first
-	file     statFile
 	now      time.Time
 	requests int
 	here     atomic.Int32 // the processor that the reader runs on; -1 if that cannot be told
@@ -37,6 +36,7 @@ type client struct {
 	due      time.Time // of the next look
 	interval time.Duration
 	most     int32 // requests under way at a time since the last look
+	places   places
 	ways     [2]clientWay
 
 	waiting atomic.Int32            // requests under way
@@ -95,8 +95,13 @@ func (c *clients) of(tid uint32) *client {
 func (c *clients) look(k *client) {
 	var p *replier
 	if k.most <= 1 {
-		if cpu, _, ok := c.file.read(k.tid); ok {
-			p = c.repliers.on(cpu)
+		where, known := k.places.of(k.tid)
+		switch {
+		case !known: // as it is, until the next look
+			k.interval = lookOften
+			return
+		case where.ok:
+			p = c.repliers.on(where.cpu)
 		}
 	}
 	k.most = 0

@@ -5,6 +5,7 @@ package fusetree
 import (
 	"bytes"
 	"strconv"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -14,6 +15,8 @@ import (
 const (
 	// followOften is how often a follower looks where the client is, while it finds it elsewhere.
 	followOften = 2 * time.Millisecond
+	// followAnswer is when it looks for the answer of a look.
+	followAnswer = 200 * time.Microsecond
 	// followSeldom is how seldom it looks at most.
 	followSeldom = 16 * time.Millisecond
 	// followMoves is how many moves in a row it takes to see that the scheduler has other plans, and look more seldom.
@@ -27,7 +30,7 @@ type follower struct {
 	due      time.Time     // of the next look
 	interval time.Duration // between looks
 	moves    int           // in a row
-	file     statFile
+	places   places
 }
 
 // follow is called by the reader thread, with the thread whose request it has read.
@@ -36,7 +39,11 @@ func (f *follower) follow(tid uint32) {
 	if now.Before(f.due) {
 		return
 	}
-	cpu, ok := f.sleepsOn(tid)
+	cpu, known, ok := f.sleepsOn(tid)
+	if !known {
+		f.due = now.Add(followAnswer)
+		return
+	}
 	f.due = now.Add(f.wait(ok && moveTo(cpu)))
 }
 
@@ -51,10 +58,11 @@ func (f *follower) wait(moved bool) time.Duration {
 	return f.interval
 }
 
-// sleepsOn returns the processor on which a thread went to sleep; false if it does not sleep.
-func (f *follower) sleepsOn(tid uint32) (cpu int, ok bool) {
-	cpu, running, ok := f.file.read(tid)
-	return cpu, ok && !running
+// sleepsOn returns the processor on which a thread went to sleep; ok is false if it does not sleep, known if the answer
+// is not there yet.
+func (f *follower) sleepsOn(tid uint32) (cpu int, known, ok bool) {
+	p, known := f.places.of(tid)
+	return p.cpu, known, p.ok && !p.running
 }
 
 // moveTo moves the calling thread to a processor, and reports whether it had been on another one.
@@ -79,30 +87,61 @@ func processor() (cpu int, ok bool) {
 	return int(n), errno == 0
 }
 
-// statFile reads what /proc says of threads.
-type statFile struct{ text [512]byte }
+// places asks /proc where threads are. Some kernels make who reads that wait for a lock that execve(2) holds while it
+// closes files, which may be ours: its flush, which the reader has to serve, would wait for the reader. So others read,
+// and the answer is there the next time. The zero value is ready.
+type places struct {
+	asking atomic.Bool
+	answer atomic.Pointer[place]
+}
 
-// read returns the processor on which a thread runs, or went to sleep; false if that cannot be told. No read of this
-// file waits for a lock that a client may hold while it waits for us, such as its mmap_lock.
-func (f *statFile) read(tid uint32) (cpu int, running, ok bool) {
-	if tid == 0 {
-		return 0, false, false // of another PID namespace
+// place is what /proc says of a thread.
+type place struct {
+	tid     uint32
+	cpu     int  // on which it runs, or went to sleep
+	running bool // or wants to
+	ok      bool // it could be told
+}
+
+// of returns the answer to the question before this one if it is about the same thread; otherwise it is false. It does
+// not wait.
+func (p *places) of(tid uint32) (_ place, ok bool) {
+	if tid == 0 { // of another PID namespace
+		return place{}, true
 	}
+	if last := p.answer.Swap(nil); last != nil && last.tid == tid {
+		return *last, true
+	}
+	if p.asking.CompareAndSwap(false, true) {
+		go func() {
+			last := readPlace(tid)
+			p.answer.Store(&last)
+			p.asking.Store(false)
+		}()
+	}
+	return place{}, false
+}
+
+// readPlace asks for a thread. It may take until execve(2) has ended there.
+func readPlace(tid uint32) place {
+	p := place{tid: tid}
 	fd, err := unix.Open("/proc/"+strconv.Itoa(int(tid))+"/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, false, false
+		return p
 	}
-	n, err := unix.Read(fd, f.text[:])
+	var text [512]byte
+	n, err := unix.Read(fd, text[:])
 	_ = unix.Close(fd)
 	if err != nil {
-		return 0, false, false
+		return p
 	}
 	// proc_pid_stat(5): the state follows the command, and 36 fields after it comes the processor.
-	fields := bytes.Fields(f.text[bytes.LastIndexByte(f.text[:n], ')')+1 : n])
+	fields := bytes.Fields(text[bytes.LastIndexByte(text[:n], ')')+1 : n])
 	const state, last = 0, 36
 	if len(fields) <= last {
-		return 0, false, false
+		return p
 	}
-	cpu, err = strconv.Atoi(string(fields[last]))
-	return cpu, fields[state][0] == 'R', err == nil
+	p.cpu, err = strconv.Atoi(string(fields[last]))
+	p.running, p.ok = fields[state][0] == 'R', err == nil
+	return p
 }
