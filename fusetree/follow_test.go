@@ -18,10 +18,11 @@ func TestFollow(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var f follower
-	for _, tid := range []int{0, 1 << 30, unix.Gettid()} {
+	for _, tid := range []int{0, 1 << 30} {
 		known, sleeps := false, false
 		for deadline := time.Now().Add(10 * time.Second); !known && time.Now().Before(deadline); {
 			_, known, sleeps = f.sleepsOn(uint32(tid))
+			runtime.Gosched()
 		}
 		if sleeps || !known {
 			t.Errorf("thread %d: known: %t, sleeps: %t", tid, known, sleeps)
