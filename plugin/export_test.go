@@ -2,8 +2,8 @@
 
 package plugin
 
-// RestTime is after how long without requests the watchdog sleeps.
-const RestTime = (watchfulTicks + 1) * tick
+// WatchdogSleeps reports whether the watchdog does.
+func (l *Library) WatchdogSleeps() bool { return l.asleep.Load() }
 
 // Retained is how many bytes of unflushed writes the device holds.
 func (d *Device) Retained() int64 { return d.unflushed.held() }

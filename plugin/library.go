@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
@@ -75,7 +76,8 @@ type Library struct {
 	refilled  chan struct{} // closed when the spare that is being started is there; nil while none is
 	stopWatch chan struct{} // ends the watchdog, which runs while handlers are loaded; nil when it does not
 
-	busy chan struct{} // holds one if a request was sent while the watchdog slept
+	busy   chan struct{} // holds one if a request was sent while the watchdog slept
+	asleep atomic.Bool   // the watchdog is
 }
 
 // Init is libtcmur_init: it checks the configuration. No process is started. EINVAL for a bad MaxMinors or no prefix,

@@ -771,7 +771,7 @@ func TestHangAfterRest(t *testing.T) {
 	config := fmt.Sprintf("/fault/read=hang,once=%s/once,store=%[1]s/store", dir)
 	d := add(t, l, 0, config, plugin.DeviceOptions{Timeout: 500 * time.Millisecond})
 	mustWrite(t, d, block(3), 0)
-	time.Sleep(plugin.RestTime + plugin.RestTime/2) // nothing tells that the watchdog has fallen asleep
+	eventually(t, "the watchdog sleeps", 10*time.Second, l.WatchdogSleeps)
 	wantContents(t, d, block(3), 0)
 	logged.waitFor(t, "handler hangs", "fault")
 }

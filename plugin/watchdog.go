@@ -32,6 +32,7 @@ func (l *Library) watchdog(stop <-chan struct{}) {
 			return
 		case <-l.busy:
 			idle = 0
+			l.asleep.Store(false)
 			ticker.Reset(tick)
 		case <-ticker.C:
 			if idle++; l.tick() {
@@ -39,6 +40,7 @@ func (l *Library) watchdog(stop <-chan struct{}) {
 			}
 			if idle >= watchfulTicks && l.rest() {
 				ticker.Stop()
+				l.asleep.Store(true)
 			}
 		}
 	}

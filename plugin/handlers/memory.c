@@ -242,14 +242,20 @@ void memory_close(struct memory *m)
 	close(m->fd);
 }
 
+/* run_end in bytes, for a range that need not begin or end with a granule. */
+static uint64_t run_stop(struct memory *m, uint64_t at, uint64_t end, bool *written)
+{
+	uint64_t stop = run_end(m, at / GRANULE, granules(end), written) * GRANULE;
+
+	return stop < end ? stop : end;
+}
+
 static void read_runs(struct memory *m, struct iov_cursor *to, uint64_t at, uint64_t end)
 {
 	while (at < end) {
 		bool written;
-		uint64_t stop = run_end(m, at / GRANULE, granules(end), &written) * GRANULE;
+		uint64_t stop = run_stop(m, at, end, &written);
 
-		if (stop > end)
-			stop = end;
 		if (written)
 			iov_cursor_put(to, m->map + at, stop - at);
 		else
@@ -320,11 +326,9 @@ static int write_runs(struct memory *m, struct iov_cursor *from, uint64_t at, ui
 {
 	while (at < end) {
 		bool written;
-		uint64_t stop = run_end(m, at / GRANULE, granules(end), &written) * GRANULE;
+		uint64_t stop = run_stop(m, at, end, &written);
 		int sts;
 
-		if (stop > end)
-			stop = end;
 		if (written) {
 			(stop - at < BULK ? iov_cursor_get : iov_cursor_get_bulk)(from, m->map + at, stop - at);
 		} else {
@@ -354,10 +358,8 @@ static void zero_runs(struct memory *m, uint64_t at, uint64_t end)
 {
 	while (at < end) {
 		bool written;
-		uint64_t stop = run_end(m, at / GRANULE, granules(end), &written) * GRANULE;
+		uint64_t stop = run_stop(m, at, end, &written);
 
-		if (stop > end)
-			stop = end;
 		if (written)
 			memset(m->map + at, 0, stop - at);
 		at = stop;
