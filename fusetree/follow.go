@@ -58,8 +58,8 @@ func (f *follower) wait(moved bool) time.Duration {
 	return f.interval
 }
 
-// sleepsOn returns the processor on which a thread went to sleep; known is false if the answer is not there yet, ok if it
-// does not sleep.
+// sleepsOn returns the processor on which a thread went to sleep; known is false if the answer is not there yet, ok
+// if it does not sleep.
 func (f *follower) sleepsOn(tid uint32) (cpu int, known, ok bool) {
 	p, known := f.places.of(tid)
 	return p.cpu, known, p.ok && !p.running
